@@ -1,4 +1,4 @@
-"""The one exception for things a user can put right."""
+"""The two ways a training can fail that are not faults of the code."""
 
 
 class InputError(ValueError):
@@ -6,4 +6,11 @@ class InputError(ValueError):
 
     Library callers may catch it as a ``ValueError``; the command line prints the message on
     stderr and exits with status 2.
+    """
+
+
+class TrainingError(RuntimeError):
+    """The training went wrong underway, by its numbers: the message is one line, as above.
+
+    The command line prints it on stderr and exits with status 1.
     """

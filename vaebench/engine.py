@@ -1,0 +1,56 @@
+"""What an engine is: an epoch as a function of numbers.
+
+The order of the images and the noise are drawn outside and handed in, so every engine sees the
+same images in the same order with the same noise, and two engines differ by rounding alone.
+"""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+
+class Sums(NamedTuple):
+    """Sums over the images of an epoch, or of a part of one; nats.
+
+    ``recon`` and ``kl`` may be tensors on the device: turning them into floats waits for it, so
+    the training loop does that once an epoch.
+    """
+
+    recon: torch.Tensor
+    kl: torch.Tensor
+    images: int
+
+
+class Engine(Protocol):
+    """Trains a model in place. The training loop knows engines by this alone."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where ``order`` and ``noise`` are expected."""
+
+    def warm_up(self) -> None:
+        """Do what is slow the first time (compile, capture); leave no trace in the model."""
+
+    def epoch(self, order: torch.Tensor, noise: torch.Tensor) -> Sums:
+        """Train on the images at ``order``, one optimiser step per batch.
+
+        Args:
+            order: (n,) int64 image indices on the engine's device. Batches are cut from its
+                front; a short last batch is trained on.
+            noise: (n, Z) float32 standard-normal draws, a row per image of ``order``.
+        """
+
+
+# What a stream of random numbers is for; each purpose and seed has a stream of its own.
+TRAINING, EVALUATION = 1, 2
+
+
+def random_stream(seed: int, purpose: int, device: torch.device) -> torch.Generator:
+    """Make a generator on ``device`` whose stream is this seed's and this purpose's alone.
+
+    Handing one seed to two generators gives one stream twice: initial weights and noise, say,
+    would be the same numbers.
+    """
+    state = np.random.SeedSequence([seed, purpose]).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(state[0]))

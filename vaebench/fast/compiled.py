@@ -1,0 +1,87 @@
+"""The whole step as one compiled graph: forward, backward and Adam, with no break.
+
+Two settings of torch make it so. ``trace_autograd_ops`` lets the compiler trace
+``torch.autograd.grad``, which it otherwise stops at. ``backward_pass_autocast = "off"`` keeps the
+backward pass out of the forward pass's autocast, as eager PyTorch does; by default the compiled
+backward inherits it, and its float32 products silently run in bfloat16.
+
+Compiled code depends on shapes and settings, not on which model it was made for: a second
+training of the same kind in one process compiles nothing.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+
+import torch
+import torch._dynamo
+import torch._functorch.config
+from torch import Tensor
+
+from vaebench.fast.step import Step
+
+# Every shape, batch size and precision is one more variant of the one step function; torch's own
+# limit of 8 would end a process that trains many kinds of model.
+MAX_VARIANTS = 256
+
+
+class CompileError(RuntimeError):
+    """The step cannot be compiled here; the message is one line: the reason and the remedy."""
+
+
+class CompiledStep:
+    """A step function, compiled for batches of one size; others run eagerly.
+
+    The other size is the short last batch: one step in an epoch's hundreds. Compiling a second
+    graph for it takes as long as the first and would save about a millisecond an epoch.
+    """
+
+    def __init__(self, step: Step, batch_size: int) -> None:
+        self.eager = step
+        self.batch_size = batch_size
+        self.compiled: Step = torch.compile(step, fullgraph=True, dynamic=False)
+        self.ready = False
+
+    def __call__(self, images: Tensor, index: Tensor, eps: Tensor, totals: Tensor) -> None:
+        if len(index) != self.batch_size:
+            self.eager(images, index, eps, totals)
+        elif self.ready:
+            self.compiled(images, index, eps, totals)
+        else:
+            with _compiler_settings(), _compile_errors():
+                self.compiled(images, index, eps, totals)
+            self.ready = True
+
+
+@contextlib.contextmanager
+def _compiler_settings() -> Iterator[None]:
+    """Torch's settings while compiling; one that this torch does not know is left out."""
+    with contextlib.ExitStack() as stack:
+        for module, changes in (
+            (torch._dynamo.config, {"trace_autograd_ops": True, "recompile_limit": MAX_VARIANTS}),
+            (torch._functorch.config, {"backward_pass_autocast": "off"}),
+        ):
+            known = {name: value for name, value in changes.items() if hasattr(module, name)}
+            stack.enter_context(module.patch(known))
+        yield
+
+
+@contextlib.contextmanager
+def _compile_errors() -> Iterator[None]:
+    """Turn what the compiler raises into a CompileError; errors of the model pass through."""
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
+
+    try:
+        yield
+    except (TorchDynamoException, CppCompileError, InvalidCxxCompiler) as error:
+        if shutil.which("g++") is None and shutil.which("clang++") is None:
+            reason = (
+                "torch.compile needs a C++ compiler and there is none: install one (Debian, "
+                "Ubuntu: apt install g++; Fedora: dnf install gcc-c++; "
+                "macOS: xcode-select --install)"
+            )
+        else:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            reason = f"torch.compile failed: {lines[0] if lines else type(error).__name__}"
+        raise CompileError(reason) from error

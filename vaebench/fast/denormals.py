@@ -1,0 +1,50 @@
+"""Denormal numbers as zero, in every thread that computes.
+
+Adam's moments of pixels that are seldom lit decay into denormals, below 1.2e-38, on which the
+processor's arithmetic takes many times longer: an eager epoch grows slower by a third within
+three epochs. The switch belongs to a thread, and a thread inherits it from the one that makes it.
+So a thread of its own, which sets it before its first parallel region, has a whole pool of
+workers that flush, and leaves the caller's threads as they were.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def run_flushed(
+    work: Callable[[], T], *, flush: bool = True, on_interrupt: Callable[[], None] | None = None
+) -> T:
+    """Run ``work`` in a new thread, flushing denormals if ``flush``; give its result.
+
+    An exception in ``work`` is raised here. Ctrl-C reaches the calling thread alone: it calls
+    ``on_interrupt``, which should ask ``work`` to stop, and waits for it; a second Ctrl-C is
+    raised at once.
+    """
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            if flush:
+                torch.set_flush_denormal(True)
+            outcome.append(work())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=body, name="vaebench-training", daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        if on_interrupt is None:
+            raise
+        on_interrupt()
+        thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]

@@ -1,0 +1,55 @@
+"""Which autocast dtype on which device, and why: measured, not assumed.
+
+Only bfloat16 is offered. float16 needs a loss scaler, and its largest number is passed by
+exp(logvar) at logvar = 11. A processor that lists bfloat16 instructions need not gain from them,
+and one without them emulates: there autocast is slower than float32, often by much.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from vaebench.machine import best_seconds
+
+# Casting weights and activations costs two passes over them, so a product that is only just
+# faster does not pay for itself.
+WORTHWHILE = 1.2
+# One matrix product of the default workload's largest layer.
+PROBE_SHAPE = (128, 784, 400)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The dtype to autocast to, None for none, and the reason in words for the user."""
+
+    dtype: torch.dtype | None
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """As it stands in results: ``"bf16"`` or ``"float32"``."""
+        return "bf16" if self.dtype is torch.bfloat16 else "float32"
+
+
+def choose(requested: str | None, device: torch.device) -> Precision:
+    """Decide on a precision for ``requested`` (None, ``"auto"`` or ``"bf16"``)."""
+    if requested is None:
+        return Precision(None, "autocast was not asked for")
+    if requested == "bf16":
+        return Precision(torch.bfloat16, "bf16 was asked for by name")
+    gain = bf16_gain(device)
+    words = f"a bf16 matrix product runs at {gain:.2g}x float32's speed on this {device.type}"
+    if gain >= WORTHWHILE:
+        return Precision(torch.bfloat16, words)
+    return Precision(None, f"{words}: training in float32 (--amp bf16 forces bf16)")
+
+
+def bf16_gain(device: torch.device, budget: float = 0.15) -> float:
+    """Measure float32's time over bfloat16's for one product; takes about twice ``budget``, s."""
+    m, k, n = PROBE_SHAPE
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(m, k, device=device, dtype=dtype)
+        b = torch.ones(n, k, device=device, dtype=dtype).t()
+        seconds[dtype] = best_seconds(lambda a=a, b=b: a @ b, device, budget=budget)  # type: ignore[misc]
+    return seconds[torch.float32] / seconds[torch.bfloat16]
