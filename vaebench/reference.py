@@ -66,7 +66,8 @@ class ReferenceEngine:
             self.optimizer.step()
             recon_sum += recon.item()
             kl_sum += kl.item()
-        return Sums(torch.tensor(recon_sum), torch.tensor(kl_sum), len(order))
+        totals = torch.tensor([recon_sum, kl_sum], dtype=torch.float64)
+        return Sums(totals[0], totals[1], len(order))
 
     def log_likelihood(self, output: Tensor, x: Tensor) -> Tensor:
         """Log p(x|z) summed over the batch; a scalar."""

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import logging
+import os
 import signal
 import sys
 import time
@@ -96,8 +97,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"vaebench: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("vaebench: interrupted before the first epoch was done", file=sys.stderr)
-        return 130
+        print("vaebench: interrupted; epochs that were finished are kept", file=sys.stderr)
+        sys.stdout.flush()
+        # Not by way of the interpreter's end: the training thread may still be computing, and
+        # torch aborts when it is torn down under way.
+        os._exit(130)
 
 
 def train(config: TrainConfig) -> int:

@@ -82,6 +82,8 @@ def _compile_errors() -> Iterator[None]:
                 "macOS: xcode-select --install)"
             )
         else:
+            # The message's first line may only introduce the one that says something.
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            reason = f"torch.compile failed: {lines[0] if lines else type(error).__name__}"
+            telling = [line for line in lines if not line.endswith("raised:")]
+            reason = f"torch.compile failed: {(telling or [type(error).__name__])[0]}"
         raise CompileError(reason) from error

@@ -27,6 +27,7 @@ def run_flushed(
     """
     outcome: list[T] = []
     failure: list[BaseException] = []
+    done = threading.Event()
 
     def body() -> None:
         try:
@@ -35,16 +36,19 @@ def run_flushed(
             outcome.append(work())
         except BaseException as error:
             failure.append(error)
+        finally:
+            done.set()
 
     thread = threading.Thread(target=body, name="vaebench-training", daemon=True)
-    thread.start()
     try:
-        thread.join()
+        thread.start()
+        done.wait()  # not join(): Python 3.11 takes a thread whose join was interrupted for ended
     except KeyboardInterrupt:
-        if on_interrupt is None:
+        if on_interrupt is None or thread.ident is None:
             raise
         on_interrupt()
-        thread.join()
+        done.wait()
+    thread.join()
     if failure:
         raise failure[0]
     return outcome[0]

@@ -1,0 +1,51 @@
+"""Shared by all tests: a private compiler cache, small data, the devices there are."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Compiling in this process, one kernel after another: worker processes have been seen to hang
+# tests. Set before torch is imported.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep compiled code in pytest's own cache: apart from the user's, and quick the next time."""
+    folder = config.cache.mkdir("inductor") if config.cache else Path(".pytest_cache/inductor")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+
+
+import torch  # noqa: E402
+
+from vaebench.data import load_mnist  # noqa: E402
+from vaebench.strokes import make_strokes  # noqa: E402
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device in turn."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def strokes() -> torch.Tensor:
+    """1,000 built-in digits, (1000, 28, 28) uint8."""
+    return make_strokes(1000, seed=3)[0]
+
+
+@pytest.fixture(scope="session")
+def mnist() -> torch.Tensor:
+    """The first 1,000 training images of the real MNIST, (1000, 28, 28) uint8."""
+    if not os.environ.get("VAEBENCH_DATA"):
+        pytest.skip("VAEBENCH_DATA names no folder of MNIST's files")
+    return load_mnist(download=False).train.images[:1000].clone()
+
+
+@pytest.fixture(params=["strokes", "mnist"])
+def images(request: pytest.FixtureRequest) -> torch.Tensor:
+    """Each small data set in turn; MNIST where ``VAEBENCH_DATA`` names it."""
+    data: torch.Tensor = request.getfixturevalue(request.param)
+    return data

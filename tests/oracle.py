@@ -1,0 +1,74 @@
+"""The second witness: the ELBO of a one-hidden-layer VAE and its gradients, in float64 NumPy.
+
+Written from the paper's formulas by hand, backward pass included. It shares no line with the
+package, so a mistake common to the fast path and the reference cannot hide from it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass
+class Weights:
+    """(out, in) matrices and (out,) biases under the names of ``VAE``'s parameters."""
+
+    values: dict[str, Array]
+
+    def linear(self, name: str, x: Array) -> Array:
+        return x @ self.values[f"{name}.weight"].T + self.values[f"{name}.bias"]
+
+
+def elbo(
+    weights: Weights,
+    x: Array,
+    eps: Array,
+    *,
+    activation: str = "relu",
+    likelihood: str = "bernoulli",
+    sigma: float = 1.0,
+    beta: float = 1.0,
+) -> tuple[Array, Array, dict[str, Array]]:
+    """(recon (B,), kl (B,), gradients of mean(beta kl - recon)) for x (B, D), eps (B, Z)."""
+
+    def act(a: Array) -> Array:
+        return a * (a > 0) if activation == "relu" else np.tanh(a)
+
+    def slope(h: Array) -> Array:
+        return (h > 0) * 1.0 if activation == "relu" else 1 - h * h
+
+    h1 = act(weights.linear("encoder.0", x))
+    mu, logvar = weights.linear("mu", h1), weights.linear("logvar", h1)
+    std = np.exp(logvar / 2)
+    z = mu + std * eps
+    h2 = act(weights.linear("decoder.0", z))
+    out = weights.linear("output", h2)
+
+    if likelihood == "bernoulli":
+        p = 1 / (1 + np.exp(-out))
+        recon = (x * np.log(p) + (1 - x) * np.log1p(-p)).sum(1)
+        d_out = p - x
+    else:
+        density = np.exp(-((x - out) ** 2) / (2 * sigma**2)) / np.sqrt(2 * np.pi * sigma**2)
+        recon = np.log(density).sum(1)
+        d_out = (out - x) / sigma**2
+    kl = -0.5 * (1 + logvar - mu**2 - np.exp(logvar)).sum(1)
+
+    grads: dict[str, Array] = {}
+
+    def back(name: str, d: Array, inputs: Array) -> Array:
+        grads[f"{name}.weight"] = d.T @ inputs
+        grads[f"{name}.bias"] = d.sum(0)
+        return d @ weights.values[f"{name}.weight"]
+
+    batch = len(x)
+    d_h2 = back("output", d_out / batch, h2) * slope(h2)
+    d_z = back("decoder.0", d_h2, z)
+    d_mu = d_z + beta * mu / batch
+    d_logvar = d_z * eps * std / 2 + beta * (np.exp(logvar) - 1) / 2 / batch
+    d_h1 = (back("mu", d_mu, h1) + back("logvar", d_logvar, h1)) * slope(h1)
+    back("encoder.0", d_h1, x)
+    return recon, kl, grads

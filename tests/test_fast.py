@@ -1,0 +1,246 @@
+"""The fast path's promises beyond equal numbers: one graph, no recompiling, no traces left."""
+
+import _thread
+import copy
+import threading
+
+import pytest
+import torch
+import torch._dynamo
+import torch._inductor.config
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from vaebench.elbo import Objective
+from vaebench.errors import InputError
+from vaebench.fast import adam, compiled, denormals, make_engine, precision
+from vaebench.fast.loader import DeviceLoader, gather, to_unit
+from vaebench.fast.step import StepEngine
+from vaebench.model import VAE
+
+CPU = torch.device("cpu")
+
+
+def _engine(images: Tensor, *, batch_size: int = 64, compile: bool = True) -> StepEngine:
+    torch.manual_seed(1)
+    model = VAE(hidden_dims=(48,), latent_dim=6)
+    built = make_engine(model, images, Objective(), batch_size, 1e-3, CPU, compile=compile)
+    assert built.actual["compile"] is compile
+    return built.engine
+
+
+def _epoch(engine: StepEngine) -> float:
+    n = len(engine.images)
+    sums = engine.epoch(torch.randperm(n), torch.randn(n, engine.latent_dim))
+    return float(sums.recon - sums.kl) / n
+
+
+def test_one_graph_no_break_no_recompile(strokes: Tensor) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    engine = _engine(strokes)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    with torch.compiler.set_stance("fail_on_recompile"):
+        first = _epoch(engine)
+        second = _epoch(engine)
+    assert second > first
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+def test_a_second_training_of_the_same_kind_compiles_nothing(strokes: Tensor) -> None:
+    _engine(strokes)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        _epoch(_engine(strokes))
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_warm_up_leaves_no_trace(strokes: Tensor, compile: bool) -> None:
+    engine = _engine(strokes, compile=compile)
+    torch.manual_seed(1)
+    fresh = VAE(hidden_dims=(48,), latent_dim=6)
+    for warmed, new in zip(engine.model.parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(warmed, new)
+    assert engine.adam.step.item() == 0
+    assert not any(t.any() for t in (*engine.adam.m, *engine.adam.v))
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_learning_rate_is_read_at_every_step(strokes: Tensor, compile: bool) -> None:
+    engine = _engine(strokes, compile=compile)
+    engine.adam.lr.zero_()
+    before = [p.clone() for p in engine.adam.params]
+    _epoch(engine)
+    assert all(torch.equal(p, b) for p, b in zip(engine.adam.params, before, strict=True))
+    assert engine.adam.step.item() == len(strokes.split(64))
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_every_image_counts_exactly_once(strokes: Tensor, compile: bool) -> None:
+    """With lr 0 and zero noise, an epoch's sums are the sums over the images one by one."""
+    engine = _engine(strokes, compile=compile)
+    engine.adam.lr.zero_()
+    n = len(strokes)
+    sums = engine.epoch(torch.randperm(n), torch.zeros(n, 6))
+    alone = [engine.epoch(torch.tensor([i]), torch.zeros(1, 6)) for i in range(0, n, 1)]
+    assert sums.images == n
+    assert float(sums.recon) == pytest.approx(sum(float(s.recon) for s in alone), rel=1e-6)
+    assert float(sums.kl) == pytest.approx(sum(float(s.kl) for s in alone), rel=1e-5)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_adam_equals_torchs(compile: bool) -> None:
+    """60 steps with changing gradients, one parameter's always zero."""
+    torch.manual_seed(0)
+    ours = [torch.randn(5, 3), torch.randn(7), torch.randn(2)]
+    theirs = [nn.Parameter(p.double()) for p in ours]
+    state = adam.AdamState.of(ours, 1e-2)
+    optimizer = torch.optim.Adam(theirs, lr=1e-2)
+    update = torch.compile(adam.update, fullgraph=True) if compile else adam.update
+    for _ in range(60):
+        grads = [torch.randn(5, 3), 1e-4 * torch.randn(7), torch.zeros(2)]
+        update(state, tuple(grads))
+        for parameter, grad in zip(theirs, grads, strict=True):
+            parameter.grad = grad.double()
+        optimizer.step()
+    for p, want in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, want.detach().float(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_parameter_without_a_gradient_is_left_alone(strokes: Tensor) -> None:
+    model = VAE(hidden_dims=(48,), latent_dim=6)
+    model.output.weight.requires_grad_(False)
+    frozen = model.output.weight.clone()
+    _epoch(make_engine(model, strokes, Objective(), 64, 1e-3, CPU).engine)
+    assert torch.equal(model.output.weight, frozen)
+
+
+def test_no_compiler_is_said_and_trained_around(
+    strokes: Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("PATH", "/nowhere")
+    model = VAE(hidden_dims=(20,), latent_dim=6)
+    without = torch._inductor.config.patch({"cpp.cxx": (None, "g++")})
+    with without, pytest.warns(UserWarning, match="apt install g\\+\\+"):
+        built = make_engine(model, strokes, Objective(), 64, 1e-3, CPU, compile=True)
+    assert built.actual["compile"] is False
+    assert "C++ compiler" in built.notes[0]
+    _epoch(built.engine)
+
+
+def test_an_error_of_the_model_is_not_taken_for_the_compilers() -> None:
+    class Broken(VAE):
+        def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            raise ZeroDivisionError
+
+    images = torch.zeros(8, 28, 28, dtype=torch.uint8)
+    with pytest.raises(ZeroDivisionError):
+        make_engine(Broken(), images, Objective(), 4, 1e-3, CPU, compile=True)
+
+
+def test_flush_reaches_every_worker_and_leaves_the_caller_alone() -> None:
+    tiny = torch.full((1 << 20,), 1e-38)
+
+    def zeros() -> int:
+        return int(((tiny * 1e-3).view(torch.int32) == 0).sum())
+
+    assert zeros() == 0  # and the caller's pool of workers exists from here on
+    assert denormals.run_flushed(zeros) == len(tiny)
+    assert denormals.run_flushed(zeros, flush=False) == 0
+    assert zeros() == 0
+
+
+def test_run_flushed_raises_what_the_work_raises() -> None:
+    def work() -> None:
+        raise OSError("inside")
+
+    with pytest.raises(OSError, match="inside"):
+        denormals.run_flushed(work)
+
+
+def test_run_flushed_asks_the_work_to_stop_on_ctrl_c() -> None:
+    stop = threading.Event()
+
+    def work() -> bool:
+        _thread.interrupt_main()
+        return stop.wait(10)
+
+    assert denormals.run_flushed(work, on_interrupt=stop.set)
+
+
+@pytest.mark.parametrize(
+    ("gain", "name"), [(0.1, "float32"), (1.1, "float32"), (1.5, "bf16"), (8.0, "bf16")]
+)
+def test_amp_auto_follows_the_measurement(
+    gain: float, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "bf16_gain", lambda device: gain)
+    chosen = precision.choose("auto", CPU)
+    assert chosen.name == name
+    assert f"{gain:.2g}x" in chosen.reason
+    assert precision.choose("bf16", CPU).name == "bf16"
+    assert precision.choose(None, CPU).name == "float32"
+
+
+def test_the_probe_measures() -> None:
+    assert precision.bf16_gain(CPU, budget=0.02) > 0
+
+
+def test_compiler_settings_unknown_to_this_torch_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = torch._dynamo.config.recompile_limit
+    with compiled._compiler_settings():
+        assert torch._dynamo.config.recompile_limit == compiled.MAX_VARIANTS
+    assert torch._dynamo.config.recompile_limit == before
+
+
+def test_loader_gives_every_image_once_with_its_label(
+    strokes: Tensor, device: torch.device
+) -> None:
+    index = torch.arange(len(strokes))
+    loader = DeviceLoader(strokes, index, batch_size=64, device=device)
+    batches = list(loader)
+    assert len(loader) == len(batches) == 16
+    assert [len(x) for x, _ in batches] == [64] * 15 + [40]
+    seen = torch.cat([i for _, i in batches]).cpu()
+    assert not torch.equal(seen, index)
+    assert torch.equal(seen.sort().values, index)
+    for x, i in batches:
+        assert x.device == loader.images.device
+        torch.testing.assert_close(x.cpu(), strokes[i.cpu()].float() / 255)
+
+
+def test_loader_orders(strokes: Tensor) -> None:
+    first = DeviceLoader(strokes, seed=4, batch_size=64)
+    again = DeviceLoader(strokes, seed=4, batch_size=64)
+    orders = [first.order(), first.order()]
+    assert not torch.equal(*orders)
+    assert torch.equal(again.order(), orders[0])
+    assert torch.equal(again.order(), orders[1])
+    plain = DeviceLoader(strokes, shuffle=False, drop_last=True, batch_size=64)
+    assert torch.equal(torch.cat(list(plain)), to_unit(strokes[: 15 * 64]))  # type: ignore[arg-type]
+
+
+def test_gather_passes_floats_as_they_are() -> None:
+    images = torch.randn(5, 3)
+    assert torch.equal(gather(images, torch.tensor([4, 0])), images[[4, 0]])
+
+
+@pytest.mark.parametrize(
+    ("count", "others", "batch_size", "said"),
+    [(4, (), 0, "batch_size is 0"), (0, (), 2, "no images"), (4, (torch.zeros(3),), 2, "length 3")],
+)
+def test_loader_refuses(count: int, others: tuple[Tensor, ...], batch_size: int, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        DeviceLoader(torch.zeros(count, 2), *others, batch_size=batch_size)
+
+
+def test_engines_do_not_share_state(strokes: Tensor) -> None:
+    one, two = _engine(strokes), _engine(strokes)
+    before = copy.deepcopy(two.model.state_dict())
+    _epoch(one)
+    assert all(torch.equal(v, before[k]) for k, v in two.model.state_dict().items())
