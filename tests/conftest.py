@@ -1,6 +1,7 @@
 """Shared by all tests: a private compiler cache, small data, the devices there are."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep compiled code in pytest's own cache: apart from the user's, and quick the next time."""
-    folder = config.cache.mkdir("inductor") if config.cache else Path(".pytest_cache/inductor")
+    cache = getattr(config, "cache", None)  # absent under -p no:cacheprovider
+    folder = cache.mkdir("inductor") if cache else Path(tempfile.mkdtemp(prefix="vaebench-"))
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 

@@ -38,7 +38,8 @@ def _run(*args: object, **words: Any) -> "subprocess.CompletedProcess[str]":
 
 def test_the_whole_way(npz: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs" / "one"
-    done = _run("--compile", "--amp", "--data", npz, "--device", "cpu", "--out", out, *SMALL)
+    args = ["--compile", "--amp", "--data", npz, "--device", "cpu", "--out", out, *SMALL]
+    done = _run(*args)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # not a terminal: no bar; and nothing to warn of
     assert "epoch   2" in done.stdout
@@ -182,6 +183,15 @@ def test_interrupt_keeps_what_was_trained(number: int, npz: Path, tmp_path: Path
     assert len((out / "metrics.jsonl").read_text().splitlines()) == epochs < 100000
     assert vaebench.load(out).latent_dim == 6
     assert "epoch   1" in output
+
+
+def test_plot(npz: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = _run("--data", npz, "--device", "cpu", "--out", out, *SMALL, "--plot")
+    assert done.returncode == 0, done.stderr
+    drawn = [Path(line.split(": ")[1]) for line in done.stdout.splitlines() if "picture:" in line]
+    assert {"manifold.png", "curves.png"} <= {p.name for p in drawn}
+    assert all(p.stat().st_size > 1000 for p in drawn)
 
 
 def test_quiet(npz: Path, tmp_path: Path) -> None:

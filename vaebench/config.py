@@ -68,6 +68,7 @@ class TrainConfig:
     out: str | None = option(
         None, "run folder to write (default: runs/WORKLOAD-TIME)", metavar="DIR"
     )
+    plot: bool = option(False, "draw pictures of the run into its folder at the end")
     quiet: bool = option(False, "print warnings and errors only")
 
     def __post_init__(self) -> None:

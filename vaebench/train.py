@@ -10,6 +10,7 @@ import time
 import types
 import typing
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vaebench.config import WORKLOADS, TrainConfig
@@ -135,7 +136,17 @@ def train(config: TrainConfig) -> int:
     if not config.quiet:
         print(describe(result))
         print(f"run folder: {folder.path}")
+    if config.plot:
+        _plot(folder.path, config)
     return status
+
+
+def _plot(run: Path, config: TrainConfig) -> None:
+    from vaebench.pictures import Options, draw
+
+    for picture in draw(run, options=Options(data_dir=config.data_dir)):
+        if not config.quiet:
+            print(f"picture: {picture}")
 
 
 def _fit(
