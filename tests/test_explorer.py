@@ -35,11 +35,16 @@ LAUNCH = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); "
     "os.execvp(sys.argv[3], sys.argv[3:])"
 )
-SECONDS = 20  # that Chromium may take for anything
+SECONDS = 30  # that Chromium may take for anything
 
 
 class Browser:
-    """One page in a headless Chromium; ``problems`` gathers exceptions and console messages."""
+    """One page in a headless Chromium; ``problems`` gathers exceptions and console messages.
+
+    A request to any network would be among them: the page's own policy forbids it, and says so.
+    (Chromium's own record of requests is left off: with it, this test stalled for 20 seconds or
+    more about once in 25 pages; without it, never in 200.)
+    """
 
     def __init__(self, program: str, profile: Path) -> None:
         ours_in, theirs_out = os.pipe()
@@ -63,7 +68,7 @@ class Browser:
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self.session = attached["sessionId"]
-        for domain in ("Runtime", "Log", "Page", "Network"):
+        for domain in ("Runtime", "Log", "Page"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
@@ -98,10 +103,6 @@ class Browser:
             self.problems.append(json.dumps(event["params"]))
         if event["method"] == "Log.entryAdded":
             self.problems.append(event["params"]["entry"]["text"])
-        if event["method"] == "Network.requestWillBeSent":
-            url = event["params"]["request"]["url"]
-            if not url.startswith(("file:", "data:", "about:")):
-                self.problems.append(f"network: {url}")
 
     def run(self, script: str) -> Any:
         """Evaluate JavaScript, wait for it if it is a promise, and give its value."""
@@ -268,6 +269,12 @@ def test_keyboard_and_sliders(browser: Browser, runs: dict[int, Path]) -> None:
     browser.key("Enter")
     assert "no. " in browser.run("document.getElementById('status').textContent")
     assert browser.problems == []
+
+
+def test_the_page_may_load_nothing(browser: Browser, runs: dict[int, Path]) -> None:
+    browser.open(page(runs[2]))
+    browser.run("fetch('http://127.0.0.1:9/').catch(() => 0)")
+    assert "Content Security Policy" in " ".join(browser.problems)
 
 
 def test_touch_on_a_phone_in_the_dark(browser: Browser, runs: dict[int, Path]) -> None:

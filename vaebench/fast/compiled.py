@@ -12,10 +12,9 @@ training of the same kind in one process compiles nothing.
 import contextlib
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-import torch._dynamo
-import torch._functorch.config
 from torch import Tensor
 
 from vaebench.fast.step import Step
@@ -54,7 +53,7 @@ class CompiledStep:
             self.ready = True
 
 
-def _steady() -> contextlib.AbstractContextManager[None]:
+def _steady() -> Any:
     """Torch's stance once warmed up: never recompile, and check only which variant is meant.
 
     Checking every assumption made when compiling takes 0.15 ms a step, and none of them can have
@@ -66,6 +65,10 @@ def _steady() -> contextlib.AbstractContextManager[None]:
 @contextlib.contextmanager
 def _compiler_settings() -> Iterator[None]:
     """Torch's settings while compiling; one that this torch does not know is left out."""
+    # Imported here: they take longer than the rest of torch, and only compiling needs them.
+    import torch._dynamo.config
+    import torch._functorch.config
+
     with contextlib.ExitStack() as stack:
         for module, changes in (
             (torch._dynamo.config, {"trace_autograd_ops": True, "recompile_limit": MAX_VARIANTS}),

@@ -1,0 +1,75 @@
+"""Draw pictures of a training, without a display: ``python scripts/plot.py RUN [KIND ...]``.
+
+Writes a PNG per kind, and for ``explore`` an HTML file that decodes in the browser.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from vaebench.errors import InputError
+from vaebench.pictures import KINDS, Options, draw
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (--help lists the options)")
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Turn arguments into a namespace with ``runs``, ``kinds`` and the options."""
+    default = Options()
+    parser = _Parser(
+        prog="plot.py",
+        description="Draw pictures of a training, without a display.",
+        usage="%(prog)s RUN [KIND ...] [options]\n       %(prog)s RUN RUN ... curves [options]",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", help="a folder that python -m vaebench.train wrote")
+    parser.add_argument(
+        "words", metavar="KIND", nargs="*", help=f"any of {', '.join(KINDS)}, all (the default)"
+    )
+    parser.add_argument("--out", metavar="DIR", help="folder to write to (default: RUN/pictures)")
+    parser.add_argument(
+        "--grid", type=int, default=default.grid, metavar="N", help="manifold: images per side"
+    )
+    parser.add_argument(
+        "--percentiles", type=float, nargs=2, default=default.percentiles, metavar=("LOW", "HIGH"),
+        help="manifold, traverse: the prior's, between which the pictures run",
+    )  # fmt: skip
+    parser.add_argument("--latent", default=default.latent, help="latent: mean or sample")
+    parser.add_argument(
+        "--seed", type=int, default=default.seed, metavar="N", help="of samples and test images"
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help="MNIST's folder, if it has moved")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; give its exit status: 0, or 2 for bad input."""
+    logging.basicConfig(format="vaebench: %(message)s")
+    try:
+        given = parse(sys.argv[1:] if argv is None else argv)
+        # A word that names no kind is a further run; ./samples is a run of that name.
+        kinds = [word for word in given.words if word in (*KINDS, "all")]
+        runs = [given.run, *(word for word in given.words if word not in kinds)]
+        for run in runs[1:]:
+            if not Path(run).is_dir():
+                raise InputError(
+                    f"{run!r} is neither a kind of picture ({', '.join(KINDS)}, all) nor a folder"
+                )
+        low, high = given.percentiles
+        options = Options(given.grid, (low, high), given.latent, given.seed, given.data_dir)
+        for path in draw(runs, kinds, given.out, options):
+            print(path)
+    except InputError as error:
+        print(f"vaebench: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,292 @@
+"""Stored results -> the README's tables, and plots: ``python scripts/report.py``.
+
+    python scripts/report.py                      write the tables into README.md, draw the plots
+    python scripts/report.py --check              exit with 1 if README.md and the results differ
+    python scripts/report.py reduce RAW.json OUT  keep of pytest-benchmark's JSON what is needed
+
+It reads JSON files only, ``benchmarks/results/*.json``; a table stands between the markers
+``<!-- table:NAME -->`` and ``<!-- /table:NAME -->``. What has no file is "not measured yet".
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Result = dict[str, Any]
+Results = dict[str, Result]  # by the file's name without .json
+
+ROOT = Path(__file__).resolve().parent.parent
+NOT_YET = "Not measured yet."
+
+
+def read(folder: Path) -> Results:
+    """Read all stored results."""
+    paths = sorted(folder.glob("*.json"))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def reduce(raw: Result) -> Result:
+    """Keep of pytest-benchmark's own JSON the summaries and facts that tables and plots need."""
+    machine = dict(raw["machine_info"])
+    wanted = ("median", "iqr", "rounds")
+    return {
+        "kind": "suite",
+        "machine": machine,
+        "commit": machine.pop("commit"),
+        "command": "pytest benchmarks --benchmark-only --benchmark-json=RAW.json",
+        "data": machine.pop("data"),
+        "size": machine.pop("size"),
+        "exponents": raw["exponents"],
+        "roof": raw["roof"],
+        "benchmarks": [
+            {"name": bench["name"], "group": bench["group"]}
+            | {key: bench["stats"][key] for key in wanted}
+            | bench["extra_info"]
+            for bench in raw["benchmarks"]
+        ],
+    }
+
+
+# Figures in words.
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    """Make a Markdown table; all columns but the first are aligned to the right."""
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, rule, *rows))
+
+
+def quoted(words: str, noise: str) -> str:
+    """Mark a noisy figure; hold back one that is noise above all."""
+    if noise == "not quoted":
+        return "too noisy to quote"
+    return words + (" (noisy)" if noise == "noisy" else "")
+
+
+def rate(found: Result) -> str:
+    """Images per second with quartiles and n."""
+    words = f"{found['median']:,.0f} ({found['q1']:,.0f} to {found['q3']:,.0f}; {found['n']})"
+    return quoted(words, found["noise"])
+
+
+def times(ratio: Result | None) -> str:
+    """A ratio with its interval."""
+    if ratio is None:
+        return "–"
+    if ratio["low"] == ratio["high"] == 1:
+        return "1"
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+
+
+def machine(result: Result) -> str:
+    """Say where and of what a result is."""
+    about = result["machine"]
+    where = about.get("gpu") or f"{about['cpu']} ({about['cpu_capability']})"
+    return (
+        f"{where}, {about['threads']} threads, torch {about['torch']}, "
+        f"data: {result['data']}, commit {result['commit']}"
+    )
+
+
+def source(result: Result, *words: str) -> str:
+    """The lines under a table: what was done, where, by which command."""
+    told = " ".join(words)
+    return f"\n\n{told} Machine: {machine(result)}. Command: `{result['command']}`"
+
+
+# Tables.
+
+
+def ladder(results: Results, name: str = "ladder") -> str:
+    """The ladder: a row per rung."""
+    result = results.get(name)
+    if result is None:
+        return NOT_YET
+    heads = ["rung", "adds", "images/s (IQR; n)", "× reference (interval)", "× rung below"]
+    heads += ["test ELBO", "memory", "of peak", "verdict"]
+    rows = [_rung(row) for row in result["rows"]]
+    ratios = [row["ratio"] for row in result["rows"] if row.get("ratio")]
+    covers = f"{ratios[-1]['level']:.1%}" if ratios else "none"
+    return table(heads, rows) + source(
+        result,
+        f"Medians of {result['repeats']} fresh processes per rung, run up and down the ladder in "
+        f"turn, each training {result['epochs']} epochs of {result['images']:,} images at batch "
+        f"{result['batch_size']}; on the clock: training alone. Ratios are taken repeat by repeat; "
+        f"rank intervals, {covers}. Test ELBO in nats per image, {result['samples']} z each, one "
+        "seed. Memory: the process's peak, its compiler included. Peak: "
+        f"{(result['peak_flops'] or 0) / 1e9:,.0f} GFLOP/s, measured.",
+    )
+
+
+def _rung(row: Result) -> list[str]:
+    if row["refused"]:
+        return [row["rung"], row["adds"], f"not trained: {row['refused']}", *["–"] * 6]
+    noise = row["images_per_second"]["noise"]
+    memory = row["device_memory_bytes"] or row["peak_memory_bytes"]
+    adds = row["adds"]
+    if row["rung"] == "amp":
+        adds += f" (here: {row['actual']['amp']})"
+    return [
+        row["rung"],
+        adds,
+        rate(row["images_per_second"]),
+        quoted(times(row["ratio"]), noise),
+        quoted(times(row["gain"]), noise),
+        f"{row['test_elbo']:.2f}",
+        f"{memory / 1e6:,.0f} MB",
+        quoted(f"{row['peak_share']:.0%}", noise),
+        row["verdict"],
+    ]
+
+
+def peers(results: Results, name: str = "suite") -> str:
+    """The peers: a row per contender; the run made again beside it, if there is one."""
+    found = [b for b in results.get(name, {}).get("benchmarks", []) if b["group"] == "peers"]
+    if not found:
+        return NOT_YET
+    result, again = results[name], results.get(name + "-again")
+    second = {b["peer"]: b for b in again["benchmarks"] if "peer" in b} if again else {}
+    heads = ["contender", "images/s", "its time / vaebench's (interval)"]
+    heads += ["measured again"] * bool(second) + ["training ELBO"]
+    rows = []
+    for bench in found:
+        peer, noise = bench["peer"], bench["noise"]
+        cells = ["vaebench --compile, against itself" if peer == "vaebench" else peer]
+        cells += [quoted(f"{bench['images_per_second']:,.0f}", noise), times(bench["ratio"])]
+        if second:
+            cells += [times(second[peer]["ratio"]) if peer in second else "–"]
+        rows.append([*cells, f"{bench['elbo']:.2f}"])
+    images, n = found[0]["images"], found[0]["rounds"]
+    return table(heads, rows) + source(
+        result,
+        f"Medians of {n} rounds of {images:,} images, batch 128, float32, each contender in a "
+        "process of its own and compiled before; vaebench trains the same images before every "
+        "round, and ratios are taken round by round; rank intervals, "
+        f"{found[0]['ratio']['level']:.1%}.",
+    )
+
+
+def equality(results: Results) -> str:
+    """The equality of whole trainings."""
+    result = results.get("equality")
+    if result is None:
+        return NOT_YET
+    test, arms = result["difference"], result["arms"]
+    rows = [
+        [arm, f"{arms[arm]['mean']:.3f}", f"{arms[arm]['sd']:.3f}"] for arm in ("reference", "fast")
+    ]
+    rows.append(["fast − reference, by seed", f"{test['mean']:+.3f}", f"{test['sd']:.3f}"])
+    verdict = "equivalent" if test["equivalent"] else "equivalence not shown"
+    return table(["test ELBO, nats per image", "mean over seeds", "s.d."], rows) + source(
+        result,
+        f"{test['n']} seeds, {result['epochs']} epochs of {result['images']:,} images, "
+        f"{result['samples']} z per test image. Mean difference {test['mean']:+.3f} nat, 95 % "
+        f"interval {test['low']:+.3f} to {test['high']:+.3f}; two one-sided t tests at "
+        f"±{test['margin']:g} nat: p = {test['p']:.2g}, {verdict}.",
+    )
+
+
+def startup(results: Results) -> str:
+    """Whole commands: cold, warm, not compiled, and what one would otherwise run."""
+    result = results.get("startup")
+    if result is None:
+        return NOT_YET
+    heads = ["command", "seconds in all (IQR; n)", "start-up", "compile", "training", "tests"]
+    rows = []
+    for row in result["rows"]:
+        took = row["seconds"]
+        spread = f"{took['median']:.1f} ({took['q1']:.1f} to {took['q3']:.1f}; {took['n']})"
+        parts = row["parts"] or {}
+        split = [
+            f"{parts[part]:.1f}" if parts else "–"
+            for part in ("startup", "compile", "train", "eval")
+        ]
+        cells = [COMMANDS.get(row["name"], row["name"]), quoted(spread, took["noise"]), *split]
+        rows.append([*cells, f"{row['test_elbo']:.2f}"])
+    paid = "; ".join(
+        f"{name}: {'never' if epochs is None else f'after {epochs:.1f} epochs'}"
+        for name, epochs in result["break_even"].items()
+    )
+    return table([*heads, "test ELBO"], rows) + source(
+        result,
+        f"Whole commands of {result['epochs']} epochs, from typing to the last line; medians. "
+        f"Compiling has paid against not compiling, {paid}.",
+    )
+
+
+COMMANDS = {
+    "examples": "pytorch/examples' script",
+    "reference": "`vaebench.train --engine reference --no-flush-denormal`",
+    "fast": "`vaebench.train`",
+    "compile, cold": "`vaebench.train --compile`, cold",
+    "compile, warm": "`vaebench.train --compile`, warm",
+}
+
+
+def cuda(results: Results) -> str:
+    """The ladder and the peers on a GPU."""
+    return (
+        "\n\n".join(
+            found
+            for found in (ladder(results, "ladder-cuda"), peers(results, "suite-cuda"))
+            if found != NOT_YET
+        )
+        or NOT_YET
+    )
+
+
+TABLES: dict[str, Callable[[Results], str]] = {
+    "ladder": ladder,
+    "peers": peers,
+    "equality": equality,
+    "startup": startup,
+    "cuda": cuda,
+}
+MARKED = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- /table:\2 -->)", re.S)
+
+
+def filled(text: str, results: Results) -> str:
+    """Give a text with every marked table made anew.
+
+    Raises:
+        KeyError: a marker names no table.
+    """
+    return MARKED.sub(lambda m: m[1] + TABLES[m[2]](results) + "\n" + m[3], text)
+
+
+def main(argv: list[str]) -> int:
+    """Run the command line; give its exit status."""
+    parser = argparse.ArgumentParser(prog="scripts/report.py", description=__doc__)
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--check", action="store_true", help="compare only")
+    commands = parser.add_subparsers(dest="command")
+    reducing = commands.add_parser("reduce", help="shrink pytest-benchmark's JSON")
+    reducing.add_argument("raw", type=Path)
+    reducing.add_argument("out", type=Path)
+    words = parser.parse_args(argv)
+    if words.command == "reduce":
+        small = reduce(json.loads(words.raw.read_text(encoding="utf-8")))
+        words.out.write_text(json.dumps(small, indent=1) + "\n", encoding="utf-8")
+        return 0
+    results = read(words.results)
+    text = words.readme.read_text(encoding="utf-8")
+    if words.check:
+        if filled(text, results) == text:
+            return 0
+        print(f"{words.readme.name} differs: run python scripts/report.py", file=sys.stderr)
+        return 1
+    words.readme.write_text(filled(text, results), encoding="utf-8")
+    from report_plots import draw_all
+
+    for path in draw_all(results, words.results):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
