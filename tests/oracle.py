@@ -35,7 +35,7 @@ def elbo(
     """(recon (B,), kl (B,), gradients of mean(beta kl - recon)) for x (B, D), eps (B, Z)."""
 
     def act(a: Array) -> Array:
-        return np.asarray(a * (a > 0) if activation == "relu" else np.tanh(a), np.float64)
+        return a * (a > 0) if activation == "relu" else np.tanh(a).astype(np.float64)
 
     def slope(h: Array) -> Array:
         return (h > 0) * 1.0 if activation == "relu" else 1 - h * h
