@@ -35,10 +35,10 @@ def elbo(
     """(recon (B,), kl (B,), gradients of mean(beta kl - recon)) for x (B, D), eps (B, Z)."""
 
     def act(a: Array) -> Array:
-        return a * (a > 0) if activation == "relu" else np.tanh(a).astype(np.float64)
+        return np.maximum(a, 0) if activation == "relu" else np.tanh(a)
 
     def slope(h: Array) -> Array:
-        return (h > 0) * 1.0 if activation == "relu" else 1 - h * h
+        return (h > 0).astype(np.float64) if activation == "relu" else 1 - h * h
 
     h1 = act(weights.linear("encoder.0", x))
     mu, logvar = weights.linear("mu", h1), weights.linear("logvar", h1)
