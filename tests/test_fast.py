@@ -2,7 +2,9 @@
 
 import _thread
 import copy
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -151,6 +153,28 @@ def test_flush_reaches_every_worker_and_leaves_the_caller_alone() -> None:
     assert denormals.run_flushed(zeros) == len(tiny)
     assert denormals.run_flushed(zeros, flush=False) == 0
     assert zeros() == 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+def test_the_callers_workers_are_released() -> None:
+    """Beside a second pool, training would take more than twice as long."""
+    if not denormals.release_workers():
+        pytest.skip("this OpenMP runtime cannot end its workers")
+
+    def threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    wanted = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        alone = threads()
+        torch.ones(1 << 22).sum()
+        assert threads() == alone + 1
+        assert denormals.release_workers()
+        assert threads() == alone
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(wanted)
 
 
 def test_run_flushed_raises_what_the_work_raises() -> None:
