@@ -39,14 +39,16 @@ class Rung:
 
 
 _PLAIN: dict[str, Any] = {"flush_denormal": False}
+_GRAPH: dict[str, Any] = {"compile": True, "sparse": False}
 RUNGS: dict[str, Rung] = {
     rung.name: rung
     for rung in (
         Rung("reference", "plain eager, DataLoader", None, {"engine": "reference", **_PLAIN}),
         Rung("resident", "data on the device, fused Adam", "reference", _PLAIN),
         Rung("flush_denormal", "denormals are zero", "resident", {}, ("cpu",)),
-        Rung("compile", "whole step in one graph", "flush_denormal", {"compile": True}),
-        Rung("amp", "bf16 where it pays", "compile", {"compile": True, "amp": "auto"}),
+        Rung("compile", "whole step in one graph", "flush_denormal", _GRAPH),
+        Rung("sparse", "dark pixels left out", "compile", {"compile": True}, ("cpu",)),
+        Rung("amp", "bf16 where it pays", "sparse", {"compile": True, "amp": "auto"}),
         Rung("bf16", "bf16 forced", "compile", {"compile": True, "amp": "bf16"}),
     )
 }
@@ -111,11 +113,9 @@ def build(
             device=device,
         )
         return reference, "float32"
-    compile, amp = rung.words.get("compile", False), rung.words.get("amp")
-    built = make_engine(
-        model, images, Objective(), batch, LEARNING_RATE, device, compile=compile, amp=amp
-    )
-    if built.actual["compile"] != compile:
+    words = {word: rung.words[word] for word in ("compile", "amp", "sparse") if word in rung.words}
+    built = make_engine(model, images, Objective(), batch, LEARNING_RATE, device, **words)
+    if built.actual["compile"] != words.get("compile", False):
         raise RungError(f"rung {rung.name} was not compiled: {'; '.join(built.notes)}")
     return built.engine, str(built.actual["amp"])
 

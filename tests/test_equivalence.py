@@ -31,9 +31,14 @@ class Rung:
     name: str
     compile: bool = False
     amp: str | None = None
+    sparse: bool = False
 
 
-FLOAT32 = [Rung("resident"), Rung("compile", compile=True)]
+FLOAT32 = [
+    Rung("resident"),
+    Rung("compile", compile=True),
+    Rung("sparse", compile=True, sparse=True),
+]
 BF16 = [Rung("amp", amp="bf16"), Rung("compile+amp", compile=True, amp="bf16")]
 
 
@@ -76,10 +81,19 @@ def _fast(
     rung: Rung, model: nn.Module, images: Tensor, objective: Objective, device: torch.device
 ) -> StepEngine:
     built = make_engine(
-        model, images, objective, BATCH, LR, device, compile=rung.compile, amp=rung.amp
+        model,
+        images,
+        objective,
+        BATCH,
+        LR,
+        device,
+        compile=rung.compile,
+        amp=rung.amp,
+        sparse=rung.sparse,
     )
     # No silent stand-in: what is judged here is what its name says.
     assert built.actual["compile"] is rung.compile
+    assert built.actual["sparse"] is rung.sparse
     assert built.actual["amp"] == ("bf16" if rung.amp else "float32")
     return built.engine
 

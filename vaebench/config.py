@@ -64,6 +64,10 @@ class TrainConfig:
         nargs="?",
         const="auto",
     )
+    sparse: bool = option(
+        True,
+        "let the first layer leave out dark pixels where they are many; compiled, on the CPU",
+    )
     flush_denormal: bool = option(True, "treat denormal numbers as zero on the CPU")
     out: str | None = option(
         None, "run folder to write (default: runs/WORKLOAD-TIME)", metavar="DIR"

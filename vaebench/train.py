@@ -188,6 +188,7 @@ def _fit(
         compile=config.compile,
         amp=config.amp,
         engine=config.engine,
+        sparse=config.sparse,
         flush_denormal=config.flush_denormal,
         test_images=data.test.images,
         progress=not config.quiet,

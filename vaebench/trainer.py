@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -98,6 +99,7 @@ def fit(
     compile: bool = False,
     amp: str | None = None,
     engine: str = "fast",
+    sparse: bool = True,
     flush_denormal: bool = True,
     test_images: Tensor | None = None,
     progress: bool = False,
@@ -120,6 +122,7 @@ def fit(
         compile: compile the whole step. Where that is impossible, warn and train eagerly.
         amp: None, ``"auto"`` (bf16 autocast where it is measured to pay) or ``"bf16"``.
         engine: ``"fast"``, or ``"reference"`` for plain eager PyTorch.
+        sparse: let the first layer leave out dark pixels where they are many; compiled, on the CPU.
         flush_denormal: treat denormals as zero; on the CPU.
         test_images: evaluated after each epoch.
         progress: show a bar on stderr.
@@ -154,7 +157,9 @@ def fit(
         with _timed(history, "compile"):
             model.to(target)
             latent_dim = latent_size(model, to_unit(images[:1].to(target)))
-            build = _build_reference if engine == "reference" else make_engine
+            build = (
+                _build_reference if engine == "reference" else partial(make_engine, sparse=sparse)
+            )
             trainee, actual, notes = build(
                 model, images, objective, batch_size, lr, target, compile=compile, amp=amp
             )

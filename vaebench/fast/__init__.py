@@ -1,10 +1,12 @@
 """The ladder of techniques; the only place where they are combined.
 
 One technique, one file, one word: ``loader`` (data resident on the device), ``adam`` (fused),
-``precision`` (``amp``), ``compiled`` (``compile``), ``denormals`` (``flush_denormal``, applied by
-the trainer, since it is a setting of threads). To remove one, delete its file and its line here.
+``precision`` (``amp``), ``compiled`` (``compile``), ``sparse``, ``denormals`` (``flush_denormal``,
+applied by the trainer, since it is a setting of threads). To remove one, delete its file and its
+line here.
 """
 
+import contextlib
 import warnings
 from typing import Any, NamedTuple
 
@@ -13,9 +15,10 @@ from torch import Tensor, nn
 
 from vaebench.elbo import Objective
 from vaebench.fast.adam import AdamState
-from vaebench.fast.compiled import CompiledStep, CompileError
+from vaebench.fast.compiled import CompiledStep, CompileError, compile_errors
 from vaebench.fast.loader import gather, to_unit
 from vaebench.fast.precision import choose
+from vaebench.fast.sparse import with_sparse_input
 from vaebench.fast.step import Step, StepEngine, make_step
 from vaebench.model import latent_size
 
@@ -23,8 +26,8 @@ from vaebench.model import latent_size
 class Built(NamedTuple):
     """A warmed-up engine and what it really is, against what was asked for.
 
-    ``actual`` holds ``compile`` (bool) and ``amp`` (``"bf16"`` or ``"float32"``); ``notes`` one
-    line for each request that could not be met, or was decided by measurement.
+    ``actual`` holds ``compile`` and ``sparse`` (bool) and ``amp`` (``"bf16"`` or ``"float32"``);
+    ``notes`` one line for each request that could not be met, or was decided by measurement.
     """
 
     engine: StepEngine
@@ -42,6 +45,7 @@ def make_engine(
     *,
     compile: bool = False,
     amp: str | None = None,
+    sparse: bool = True,
 ) -> Built:
     """Put model and images on the device and build the fast engine for them, warmed up.
 
@@ -56,26 +60,35 @@ def make_engine(
         compile: compile the step. If that cannot be done the engine runs eagerly, with a warning
             and a note.
         amp: None, ``"auto"`` or ``"bf16"``; see :mod:`vaebench.fast.precision`.
+        sparse: let the first layer leave out dark pixels where they are many; compiled, in
+            float32, on the CPU; see :mod:`vaebench.fast.sparse`.
     """
     model.to(device)
     images = images.to(device)
     latent_dim = latent_size(model, to_unit(images[:1]))
     precision = choose(amp, device)
     notes = [f"--amp: {precision.reason}"] if amp else []
+    network, light = model, None
+    if compile and sparse and precision.dtype is None:
+        with contextlib.suppress(CompileError), compile_errors():  # compiling the step will say so
+            network, light = with_sparse_input(model, images, to_unit(images[:2]))
+    # After it: the moments are laid out in memory as the parameters are.
     adam = AdamState.of([p for p in model.parameters() if p.requires_grad], lr)
 
     def engine(step: Step) -> StepEngine:
-        return StepEngine(model, images, step, adam, batch_size, latent_dim)
+        return StepEngine(network, images, step, adam, batch_size, latent_dim)
 
-    step = make_step(model, objective, adam, gather, precision.dtype)
+    step = make_step(network, objective, adam, gather, precision.dtype)
     if compile:
         built = engine(CompiledStep(step, batch_size))
         try:
             built.warm_up()
-            return Built(built, {"compile": True, "amp": precision.name}, notes)
+            actual = {"compile": True, "amp": precision.name, "sparse": light is not None}
+            return Built(built, actual, notes + ([light] if light else []))
         except CompileError as error:
             warnings.warn(f"{error}; training eagerly", stacklevel=2)
             notes.append(f"--compile: {error}; trained eagerly")
-    built = engine(step)
+    network = model
+    built = engine(make_step(model, objective, adam, gather, precision.dtype))
     built.warm_up()
-    return Built(built, {"compile": False, "amp": precision.name}, notes)
+    return Built(built, {"compile": False, "amp": precision.name, "sparse": False}, notes)

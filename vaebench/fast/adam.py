@@ -65,10 +65,10 @@ def _fused_kernel(
 ) -> None:
     """The kernel behind torch.optim.Adam(fused=True), which counts in one tensor per parameter."""
     torch._fused_adam_(
-        params,
-        grads,
-        m,
-        v,
+        _in_memory_order(params),
+        _in_memory_order(grads),
+        _in_memory_order(m),
+        _in_memory_order(v),
         [],  # no AMSGrad
         [step] * len(params),
         lr=lr,
@@ -81,9 +81,14 @@ def _fused_kernel(
     )
 
 
+def _in_memory_order(tensors: list[Tensor]) -> list[Tensor]:
+    """Turn weights laid out by columns into contiguous views: of others the kernel makes copies."""
+    return [t if t.is_contiguous() or t.dim() != 2 else t.t() for t in tensors]
+
+
 # The kernel reads the learning rate from a tensor, and in that form torch has not told its
 # compiler about it: as an operator of our own it is known.
-_LIBRARY = torch.library.Library("vaebench", "DEF")
+_LIBRARY = torch.library.Library("vaebench", "FRAGMENT")
 _LIBRARY.define(
     "adam_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] m, Tensor(c!)[] v, "
     "Tensor step, Tensor lr) -> ()"
