@@ -1,8 +1,9 @@
 """The objective, written once. All in nats per image: summed over pixels and latents.
 
-Source: Kingma & Welling, Auto-Encoding Variational Bayes (arXiv 1312.6114), equation 10 and
-appendix B. Everything is computed in float32 (float64 if the inputs are), whatever autocast made
-of the network's outputs: exp and a sum of 784 terms lose nats in bfloat16.
+Sources: Kingma & Welling, Auto-Encoding Variational Bayes (arXiv 1312.6114), equation 10 and
+appendix B; Burda et al., Importance Weighted Autoencoders (arXiv 1509.00519), equation 8.
+Everything is computed in float32 (float64 if the inputs are), whatever autocast made of the
+network's outputs: exp and a sum of 784 terms lose nats in bfloat16.
 """
 
 import math
@@ -18,15 +19,20 @@ from vaebench.model import EncoderDecoder
 
 @dataclass(frozen=True)
 class Objective:
-    """What is maximised: mean over images of ``recon - beta * kl``.
+    """What is maximised: the mean over images of a bound.
 
+    ``bound`` is ``"vae"``: ``recon - beta * kl``, with recon averaged over ``samples`` draws of z;
+    or ``"iwae"``: the logarithm of the average over them of p(x, z) / q(z|x).
     ``sigma`` is the fixed standard deviation of the Gaussian likelihood. The ELBO itself is
-    ``recon - kl``; with a beta other than 1 it is reported, but not what is maximised.
+    ``recon - kl``; with a beta other than 1, or ``"iwae"``, it is reported, but not what is
+    maximised.
     """
 
     likelihood: str = "bernoulli"
     sigma: float = 1.0
     beta: float = 1.0
+    bound: str = "vae"
+    samples: int = 1
 
     def __post_init__(self) -> None:
         if self.likelihood not in ("bernoulli", "gaussian"):
@@ -35,6 +41,19 @@ class Objective:
             raise InputError(f"sigma is {self.sigma}: it must be a finite number above 0")
         if not (math.isfinite(self.beta) and self.beta >= 0):
             raise InputError(f"beta is {self.beta}: it must be a finite number of 0 or more")
+        if self.bound not in ("vae", "iwae"):
+            raise InputError(f"objective is {self.bound!r}: choose from vae, iwae")
+        if self.samples < 1:
+            raise InputError(f"samples is {self.samples}: it must be at least 1")
+        if self.bound == "iwae" and self.beta != 1:
+            raise InputError(
+                f"beta is {self.beta}: the importance-weighted bound has no separate KL to weigh; "
+                "leave it at 1, or use the vae objective"
+            )
+
+    def noise_shape(self, images: int, latent_dim: int) -> tuple[int, ...]:
+        """Shape of the noise for so many images: (n, Z), or (n, k, Z) with k > 1 samples."""
+        return (images, latent_dim) if self.samples == 1 else (images, self.samples, latent_dim)
 
     def log_likelihood(self, output: Tensor, x: Tensor) -> Tensor:
         """Log p(x|z), (B,), from the decoder's output and the images, B times D numbers each."""
@@ -77,24 +96,64 @@ def kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:
 
 
 def reparameterise(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
-    """Z = mu + exp(logvar / 2) * eps, (B, Z): a draw of q(z|x) from standard-normal eps."""
-    return _wide(mu) + torch.exp(0.5 * _wide(logvar)) * eps
+    """Z = mu + exp(logvar / 2) * eps: a draw of q(z|x) from standard-normal eps, in its shape.
+
+    mu and logvar are (B, Z), eps (B, Z) or, for k draws of each, (B, k, Z).
+    """
+    mu, logvar = _wide(mu), _wide(logvar)
+    if eps.dim() == 3:
+        mu, logvar = mu.unsqueeze(1), logvar.unsqueeze(1)
+    return mu + torch.exp(0.5 * logvar) * eps
+
+
+def log_prior_ratio(z: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
+    """Log p(z) - log q(z|x) of z = mu + exp(logvar / 2) * eps: (B,), or (B, k) of k draws.
+
+    log p(x|z) plus this is the log importance weight. Its mean is minus the KL.
+    """
+    logvar = _wide(logvar) if eps.dim() == 2 else _wide(logvar).unsqueeze(1)
+    return 0.5 * (eps.square() + logvar - z.square()).sum(-1)
 
 
 def elbo_terms(
     model: EncoderDecoder, objective: Objective, x: Tensor, eps: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(recon, kl), each (B,): the two terms of the ELBO, with one z per image.
+    """(recon, kl), each (B,): the two terms of the ELBO.
 
     Args:
         model: gives mu and logvar (B, Z), and the decoder's output.
         objective: the likelihood.
         x: (B, ...) images; in [0, 1] for a Bernoulli likelihood.
-        eps: (B, Z) standard-normal noise.
+        eps: (B, Z) standard-normal noise, or (B, k, Z): recon is then the average of k samples.
     """
     mu, logvar = model.encode(x)
-    output = model.decode(reparameterise(mu, logvar, eps))
-    return objective.log_likelihood(output, x), kl_divergence(mu, logvar)
+    recon = _log_likelihoods(model, objective, x, reparameterise(mu, logvar, eps))
+    return recon if eps.dim() == 2 else recon.mean(1), kl_divergence(mu, logvar)
+
+
+def loss_terms(
+    model: EncoderDecoder, objective: Objective, x: Tensor, eps: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, recon, kl): the scalar to minimise, and the ELBO's terms (B,); see elbo_terms."""
+    if objective.bound == "vae":
+        recon, kl = elbo_terms(model, objective, x, eps)
+        return objective.loss(recon, kl), recon, kl
+    eps = eps if eps.dim() == 3 else eps.unsqueeze(1)
+    mu, logvar = model.encode(x)
+    z = reparameterise(mu, logvar, eps)
+    recon = _log_likelihoods(model, objective, x, z)  # (B, k)
+    log_weights = recon + log_prior_ratio(z, logvar, eps)
+    bound = torch.logsumexp(log_weights, 1) - math.log(eps.shape[1])
+    return -bound.mean(), recon.mean(1), kl_divergence(mu, logvar)
+
+
+def _log_likelihoods(model: EncoderDecoder, objective: Objective, x: Tensor, z: Tensor) -> Tensor:
+    """Log p(x|z), (B,) for z (B, Z), (B, k) for z (B, k, Z)."""
+    if z.dim() == 2:
+        return objective.log_likelihood(model.decode(z), x)
+    batch, k = z.shape[:2]
+    x = x.unsqueeze(1).expand(batch, k, *x.shape[1:]).flatten(0, 1)
+    return objective.log_likelihood(model.decode(z.flatten(0, 1)), x).view(batch, k)
 
 
 def _wide(t: Tensor) -> Tensor:

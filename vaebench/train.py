@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import textwrap
 import time
 import types
 import typing
@@ -13,7 +14,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vaebench.config import WORKLOADS, TrainConfig
+from vaebench.config import WORKLOADS, TrainConfig, recipe
 from vaebench.errors import InputError, TrainingError
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def parse(argv: list[str]) -> TrainConfig:
     parser = _Parser(
         prog="python -m vaebench.train",
         description="Train a VAE on MNIST-like images, fast.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog=_recipes(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     kinds = typing.get_type_hints(TrainConfig)
@@ -53,15 +55,30 @@ def parse(argv: list[str]) -> TrainConfig:
     given = vars(parser.parse_args(argv))
     if "hidden_dim" in given:
         given["hidden_dim"] = tuple(given["hidden_dim"])
-    recipe = WORKLOADS.get(given.get("workload", "mlp"), {})
-    return TrainConfig(**{**recipe, **given})
+    return recipe(given.pop("workload", "mlp"), **given)
+
+
+def _recipes() -> str:
+    """List the workloads: source, and the options that each sets."""
+    lines = ["workloads (the options they set; what is given beside --workload goes before):"]
+    for name, entry in WORKLOADS.items():
+        lines += textwrap.wrap(f"{name}: {entry.source}", 96, initial_indent="  ", **_HANGING)
+        flags = " ".join(f"--{k.replace('_', '-')} {_shown(v)}" for k, v in entry.settings.items())
+        lines += textwrap.wrap(flags or "the defaults", 96, initial_indent="      ", **_HANGING)
+    return "\n".join(lines)
+
+
+_HANGING: Any = {"subsequent_indent": "      ", "break_on_hyphens": False}
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _argparse_words(field: "dataclasses.Field[Any]", kind: Any) -> dict[str, Any]:
     words = dict(field.metadata)
-    shown = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     if field.default is not None and field.default is not False:
-        words["help"] += f" (default: {shown})"
+        words["help"] += f" (default: {_shown(field.default)})"
     if field.name == "workload":
         words["choices"] = tuple(WORKLOADS)
     if field.name == "amp":

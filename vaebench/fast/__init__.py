@@ -1,8 +1,9 @@
 """The ladder of techniques; the only place where they are combined.
 
-One technique, one file, one word: ``loader`` (data resident on the device), ``adam`` (fused),
-``precision`` (``amp``), ``compiled`` (``compile``), ``denormals`` (``flush_denormal``, applied by
-the trainer, since it is a setting of threads). To remove one, delete its file and its line here.
+One technique, one file, one word: ``loader`` (data resident on the device), ``adam`` and
+``adagrad`` (fused), ``precision`` (``amp``), ``compiled`` (``compile``), ``denormals``
+(``flush_denormal``, applied by the trainer, since it is a setting of threads). To remove one,
+delete its file and its line here.
 """
 
 import warnings
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from vaebench.elbo import Objective
+from vaebench.fast.adagrad import AdagradState
 from vaebench.fast.adam import AdamState
 from vaebench.fast.compiled import CompiledStep, CompileError
 from vaebench.fast.loader import gather, to_unit
 from vaebench.fast.precision import choose
-from vaebench.fast.step import Step, StepEngine, make_step
+from vaebench.fast.step import Optimizer, Step, StepEngine, make_step
 from vaebench.model import latent_size
 
 
@@ -42,6 +44,8 @@ def make_engine(
     *,
     compile: bool = False,
     amp: str | None = None,
+    optimizer: str = "adam",
+    adam_eps: float = 1e-8,
 ) -> Built:
     """Put model and images on the device and build the fast engine for them, warmed up.
 
@@ -51,23 +55,28 @@ def make_engine(
         images: (N, ...) uint8, or float32.
         objective: the loss.
         batch_size: images per step.
-        lr: Adam's learning rate.
+        lr: learning rate.
         device: where everything runs.
         compile: compile the step. If that cannot be done the engine runs eagerly, with a warning
             and a note.
         amp: None, ``"auto"`` or ``"bf16"``; see :mod:`vaebench.fast.precision`.
+        optimizer: ``"adam"`` or ``"adagrad"``.
+        adam_eps: epsilon in Adam's denominator.
     """
     model.to(device)
     images = images.to(device)
     latent_dim = latent_size(model, to_unit(images[:1]))
     precision = choose(amp, device)
     notes = [f"--amp: {precision.reason}"] if amp else []
-    adam = AdamState.of([p for p in model.parameters() if p.requires_grad], lr)
+    params: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+    state: Optimizer = AdamState.of(params, lr, adam_eps)
+    if optimizer == "adagrad":
+        state = AdagradState.of(params, lr)
 
     def engine(step: Step) -> StepEngine:
-        return StepEngine(model, images, step, adam, batch_size, latent_dim)
+        return StepEngine(model, images, step, state, batch_size, latent_dim, objective.samples)
 
-    step = make_step(model, objective, adam, gather, precision.dtype)
+    step = make_step(model, objective, state, gather, precision.dtype)
     if compile:
         built = engine(CompiledStep(step, batch_size))
         try:
