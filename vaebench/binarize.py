@@ -75,11 +75,13 @@ def is_binary(images: Tensor) -> bool:
     return all(bool(((p == 0) | (p == full)).all()) for p in images.flatten().split(CHUNK))
 
 
-def meaning(likelihood: str, images: Tensor) -> str:
-    """Say what an ELBO of these images is; what differs here never stands in one column."""
+def meaning(likelihood: str, images: Tensor, how: str) -> str:
+    """Say what an ELBO of these images, binarised so, is; unlike ones never share a column."""
     if likelihood != "bernoulli":
         return "bound on log-density"
-    return "bound on log-likelihood" if is_binary(images) else "score of grey pixels, no likelihood"
+    if how != "none" or is_binary(images):
+        return "bound on log-likelihood"
+    return "score of grey pixels, no likelihood"
 
 
 def _check(images: Tensor) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vaebench.trainer import EpochRecord, History
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Reports a bad argument as everything else is reported: one line."""
 
     def error(self, message: str) -> NoReturn:
@@ -38,7 +38,7 @@ def parse(argv: list[str]) -> TrainConfig:
     Raises:
         InputError: an unknown flag, or a value that cannot be.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="python -m vaebench.train",
         description="Train a VAE on MNIST-like images, fast.",
         epilog=_recipes(),
@@ -194,12 +194,18 @@ def _fit(
 
     return fit(
         model,
-        data.train.images,
+        _trained_on(data, config.holdout),
         epochs=config.epochs,
         batch_size=config.batch_size,
         lr=config.lr,
+        optimizer=config.optimizer,
+        adam_eps=config.adam_eps,
+        schedule=config.schedule,
         sigma=config.sigma,
         beta=config.beta,
+        objective=config.objective,
+        samples=config.samples,
+        binarize=config.binarize,
         seed=config.seed,
         device=device,
         compile=config.compile,
@@ -210,6 +216,16 @@ def _fit(
         progress=not config.quiet,
         on_epoch=on_epoch,
     )
+
+
+def _trained_on(data: "Dataset", holdout: int) -> "torch.Tensor":
+    images = data.train.images
+    if holdout >= len(images):
+        raise InputError(
+            f"--holdout is {holdout}, which leaves none of the {len(images)} training images: "
+            "make it smaller"
+        )
+    return images[: len(images) - holdout]
 
 
 def _epoch_line(record: "EpochRecord") -> str:
@@ -226,6 +242,7 @@ def _result(
     """Gather result.json: ELBOs in nats per image, times in seconds, rates in FLOP/s."""
     import torch
 
+    from vaebench.binarize import meaning
     from vaebench.machine import fingerprint, peak_flops, process_age
 
     device = torch.device(history.actual["device"])
@@ -239,6 +256,7 @@ def _result(
         "epochs": last.epoch,
         "test_elbo": last.test_elbo,
         "train_elbo": last.train_elbo,
+        "meaning": meaning(config.likelihood, data.test.images, config.binarize),
         "eval_samples": 1,
         "test_images": len(data.test),
         "images_per_second": rate,
@@ -260,7 +278,7 @@ def describe(result: dict[str, Any]) -> str:
         f"{result['workload']} on {result['dataset']}, {result['epochs']} epochs: "
         f"test ELBO {result['test_elbo']:.2f} nats per image "
         f"({result['test_images']:,} images, {result['eval_samples']} z each), "
-        f"train ELBO {result['train_elbo']:.2f}",
+        f"train ELBO {result['train_elbo']:.2f}; {result['meaning']}",
         f"steady training: {result['images_per_second']:,.0f} images/s, "
         f"{result['peak_share']:.0%} of this machine's measured float32 matrix-product peak of "
         f"{result['peak_flops'] / 1e9:,.0f} GFLOP/s",
