@@ -97,12 +97,13 @@ def _check(images: Tensor) -> None:
 def _sample(grey: Tensor, stream: torch.Generator, out: Tensor) -> None:
     """Light each pixel with the probability that its grey value is."""
     for pixels, target in zip(grey.flatten().split(CHUNK), out.flatten().split(CHUNK), strict=True):
+        lit = torch.empty_like(pixels, dtype=torch.uint8)
         if pixels.is_floating_point():
-            lit = torch.rand(len(pixels), generator=stream, device=pixels.device) < pixels
+            uniform = torch.rand(len(pixels), generator=stream, device=pixels.device)
+            torch.lt(uniform, pixels, out=lit)
         else:
-            lit = _draw_16_bits(len(pixels), stream) < _thresholds(pixels)
-        target.copy_(lit)
-        target.neg_()  # 1 is 255
+            torch.lt(_draw_16_bits(len(pixels), stream), _thresholds(pixels), out=lit)
+        target.copy_(lit.neg_())  # 1 becomes 255
 
 
 def _draw_16_bits(count: int, stream: torch.Generator) -> Tensor:

@@ -161,9 +161,10 @@ WORKLOADS: Mapping[str, Recipe] = MappingProxyType(
             epochs=30,
             hidden_dim=(500,),
         ),
-        # 1,667 epochs are the 10^8 images of its figure 2. Of its learning rates, 0.01, 0.02 and 0.1,
-        # the last diverges here, whose weights start larger. It names no binarisation. Its N(0, I) prior over the weights is left out. Its Gaussian
-        # decoder gives a variance per pixel; --likelihood gaussian has one fixed --sigma.
+        # 1,667 epochs are the 10^8 images of its figure 2. Of its learning rates 0.01, 0.02 and 0.1
+        # the last diverges from these starting weights. It names no binarisation. Left out: its
+        # N(0, I) prior over the weights. Its Gaussian decoder gives a variance per pixel;
+        # --likelihood gaussian has one fixed --sigma.
         "aevb": _recipe(
             "Kingma & Welling 2013, section 5: 500 tanh units, Bernoulli, batch 100, Adagrad; "
             "latent sizes 2, 3, 5, 10, 20, 200 by --latent-dim",
