@@ -14,7 +14,7 @@ from vaebench.reference import ReferenceEngine
 def restorer(engine: Engine) -> Callable[[], None]:
     """Remember an engine's state; give a function that puts it back, in place."""
     if isinstance(engine, StepEngine):
-        return tensor_restorer([*engine.adam.tensors(), *engine.model.buffers()])
+        return tensor_restorer([*engine.optimizer.tensors(), *engine.model.buffers()])
     assert isinstance(engine, ReferenceEngine)
     return module_restorer(engine.model, engine.optimizer)
 

@@ -72,3 +72,73 @@ def elbo(
     d_h1 = (back("mu", d_mu, h1) + back("logvar", d_logvar, h1)) * slope(h1)
     back("encoder.0", d_h1, x)
     return recon, kl, grads
+
+
+def bound(
+    weights: Weights,
+    x: Array,
+    eps: Array,
+    *,
+    name: str,
+    activation: str = "tanh",
+    likelihood: str = "bernoulli",
+    sigma: float = 1.0,
+    beta: float = 1.0,
+) -> tuple[float, Array, dict[str, Array]]:
+    """(loss, log weights (B, k), gradients of the loss) for eps (B, k, Z).
+
+    ``name`` is "vae": mean over images and samples of beta kl - recon; or "iwae": minus the mean
+    over images of log((1/k) sum_i w_i), with w_i = p(x|z_i) p(z_i) / q(z_i|x) from the densities
+    themselves.
+    """
+
+    def slope(h: Array) -> Array:
+        return (h > 0).astype(np.float64) if activation == "relu" else 1 - h * h
+
+    def act(a: Array) -> Array:
+        return np.maximum(a, 0) if activation == "relu" else np.tanh(a)
+
+    (batch, k, _), v = eps.shape, weights.values
+    h1 = act(weights.linear("encoder.0", x))
+    mu, logvar = weights.linear("mu", h1)[:, None], weights.linear("logvar", h1)[:, None]
+    std = np.exp(logvar / 2)
+    z = mu + std * eps  # (B, k, Z)
+    h2 = act(weights.linear("decoder.0", z))
+    out, x3 = weights.linear("output", h2), x[:, None]
+    if likelihood == "bernoulli":
+        p = 1 / (1 + np.exp(-out))
+        recon = np.log(np.where(x3 > 0.5, p, 1 - p)).sum(2)  # x is binary
+        d_recon = x3 - p
+    else:
+        recon = (-((x3 - out) ** 2) / (2 * sigma**2) - np.log(sigma * np.sqrt(2 * np.pi))).sum(2)
+        d_recon = (x3 - out) / sigma**2
+    normal = np.sqrt(2 * np.pi)
+    log_p_z = np.log(np.exp(-(z**2) / 2) / normal).sum(2)
+    log_q_z = np.log(np.exp(-(((z - mu) / std) ** 2) / 2) / (std * normal)).sum(2)
+    log_w = recon + log_p_z - log_q_z
+    if name == "vae":
+        kl = 0.5 * (mu**2 + np.exp(logvar) - 1 - logvar).sum(2)
+        loss = (beta * kl - recon).mean()
+        share = np.full((batch, k, 1), 1 / (batch * k))  # of a sample in the loss
+        d_z_prior, d_mu = np.zeros_like(z), beta * mu[:, 0] / batch
+        d_logvar = beta * (np.exp(logvar[:, 0]) - 1) / 2 / batch
+    else:
+        w = np.exp(log_w)
+        loss = -np.log(w.mean(1)).mean()
+        share = (w / w.sum(1, keepdims=True) / batch)[:, :, None]
+        d_z_prior, d_mu = share * z, np.zeros_like(mu[:, 0])
+        d_logvar = np.full_like(logvar[:, 0], -0.5 / batch)
+    grads: dict[str, Array] = {}
+
+    def back(name: str, d: Array, inputs: Array) -> Array:
+        flat = d.reshape(-1, d.shape[-1])
+        grads[f"{name}.weight"] = flat.T @ inputs.reshape(len(flat), -1)
+        grads[f"{name}.bias"] = flat.sum(0)
+        return d @ v[f"{name}.weight"]
+
+    d_h2 = back("output", -share * d_recon, h2) * slope(h2)
+    d_z = back("decoder.0", d_h2, z) + d_z_prior
+    d_mu = d_mu + d_z.sum(1)
+    d_logvar = d_logvar + (d_z * eps * std / 2).sum(1)
+    back("encoder.0", (back("mu", d_mu, h1) + back("logvar", d_logvar, h1)) * slope(h1), x)
+    return float(loss), log_w, grads

@@ -170,7 +170,7 @@ def test_a_rung_that_disagrees_is_refused(load: Load, monkeypatch: pytest.Monkey
 
     def twice_the_rate(*words: Any, **more: Any) -> Any:
         built = honest(*words, **more)
-        built.engine.adam.lr.mul_(2)
+        built.engine.optimizer.lr.mul_(2)
         return built
 
     monkeypatch.setattr(rungs, "make_engine", twice_the_rate)

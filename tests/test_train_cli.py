@@ -239,6 +239,7 @@ def test_summary_says_what_was_asked_for_and_what_ran() -> None:
             "train_elbo": -97.0,
             "test_images": 10000,
             "eval_samples": 1,
+            "meaning": "score of grey pixels, no likelihood",
             "images_per_second": 54321.0,
             "peak_share": 0.5,
             "peak_flops": 3e11,

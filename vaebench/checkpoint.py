@@ -96,8 +96,7 @@ class RunFolder:
         self._write_json(RESULT, result)
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        with _replacing(self.path / name) as temporary:
-            temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        write_json(self.path / name, value)
 
 
 def load(run_dir: str | os.PathLike[str]) -> VAE:
@@ -107,7 +106,7 @@ def load(run_dir: str | os.PathLike[str]) -> VAE:
         InputError: the folder is no run folder, or is damaged.
     """
     folder = Path(run_dir)
-    settings = _read_json(folder / CONFIG)
+    settings = read_json(folder / CONFIG)
     try:
         model = VAE(**settings["model"])
         model.load_state_dict(load_file(folder / MODEL))
@@ -121,7 +120,18 @@ def load(run_dir: str | os.PathLike[str]) -> VAE:
     return model.eval()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object, or replace it whole."""
+    with _replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read an object of a run folder.
+
+    Raises:
+        InputError: it is not there, or is damaged.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

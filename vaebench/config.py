@@ -14,6 +14,10 @@ from vaebench.errors import InputError
 
 LIKELIHOODS = ("bernoulli", "gaussian")
 ACTIVATIONS = ("relu", "tanh")
+OPTIMIZERS = ("adam", "adagrad")
+SCHEDULES = ("constant", "iwae", "pythae")
+OBJECTIVES = ("vae", "iwae")
+BINARIZE = ("none", "threshold", "static", "dynamic")
 ENGINES = ("fast", "reference")
 AMP_MODES = ("auto", "bf16")
 
@@ -36,9 +40,25 @@ class TrainConfig:
     data_dir: str | None = option(
         None, "folder of MNIST's files (default: $VAEBENCH_DATA, else data/)", metavar="DIR"
     )
+    binarize: str = option(
+        "none",
+        "pixels: none leaves them as they are; threshold lights those of one half or more; static "
+        "takes one fixed random sample; dynamic samples the training images anew every epoch",
+        choices=BINARIZE,
+    )
+    holdout: int = option(
+        0, "last training images to set aside: not trained on, nor looked at", metavar="N"
+    )
     epochs: int = option(10, "passes over the training images", metavar="N")
     batch_size: int = option(128, "images per optimiser step", metavar="N")
-    lr: float = option(1e-3, "Adam's learning rate", metavar="F")
+    optimizer: str = option("adam", "update rule", choices=OPTIMIZERS)
+    lr: float = option(1e-3, "learning rate", metavar="F")
+    adam_eps: float = option(1e-8, "epsilon in Adam's denominator", metavar="F")
+    schedule: str = option(
+        "constant",
+        "learning rate by epoch: constant, or that of the iwae or the pythae recipe",
+        choices=SCHEDULES,
+    )
     latent_dim: int = option(20, "size of z", metavar="N")
     hidden_dim: tuple[int, ...] = option(
         (400,), "width of each hidden layer, first to last", metavar="N", nargs="+"
@@ -49,6 +69,12 @@ class TrainConfig:
     beta: float = option(
         1.0, "weight of the KL in the loss (the ELBO is reported at 1)", metavar="F"
     )
+    objective: str = option(
+        "vae",
+        "what is maximised: the ELBO, averaged over the samples, or the importance-weighted bound",
+        choices=OBJECTIVES,
+    )
+    samples: int = option(1, "z drawn per image and step, the k of both objectives", metavar="K")
     seed: int = option(0, "seed of the initial weights, the order and the noise", metavar="N")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     threads: int | None = option(
@@ -76,15 +102,16 @@ class TrainConfig:
     quiet: bool = option(False, "print warnings and errors only")
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "latent_dim"):
-            _check_count(name, getattr(self, name))
+        for name in ("epochs", "batch_size", "latent_dim", "samples"):
+            check_count(name, getattr(self, name))
         if not self.hidden_dim:
             raise InputError("--hidden-dim is empty: give at least one width, e.g. 400")
         for width in self.hidden_dim:
-            _check_count("hidden_dim", width)
+            check_count("hidden_dim", width)
         if self.threads is not None:
-            _check_count("threads", self.threads)
+            check_count("threads", self.threads)
         _check_real("lr", self.lr, positive=True)
+        _check_real("adam_eps", self.adam_eps, positive=True)
         _check_real("sigma", self.sigma, positive=True)
         _check_real("beta", self.beta, positive=False)
         if not 0 <= self.seed < 2**63:
@@ -93,6 +120,17 @@ class TrainConfig:
         _check_choice("activation", self.activation, ACTIVATIONS)
         _check_choice("likelihood", self.likelihood, LIKELIHOODS)
         _check_choice("engine", self.engine, ENGINES)
+        _check_choice("binarize", self.binarize, BINARIZE)
+        _check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        _check_choice("schedule", self.schedule, SCHEDULES)
+        _check_choice("objective", self.objective, OBJECTIVES)
+        if not isinstance(self.holdout, int) or self.holdout < 0:
+            raise InputError(f"--holdout is {self.holdout!r}: it must be a whole number, 0 or more")
+        if self.objective == "iwae" and self.beta != 1:
+            raise InputError(
+                f"--beta is {self.beta}: the importance-weighted bound has no separate KL to "
+                "weigh; drop --beta, or use --objective vae"
+            )
         check_amp(self.amp)
         if self.engine == "reference" and (self.compile or self.amp):
             raise InputError(
@@ -101,13 +139,87 @@ class TrainConfig:
             )
 
 
-# Named recipes: what each sets apart from TrainConfig's own defaults.
-WORKLOADS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+@dataclass(frozen=True)
+class Recipe:
+    """A workload of the literature: where it is from, and what it sets of TrainConfig's fields."""
+
+    source: str
+    settings: Mapping[str, Any]
+
+
+def _recipe(source: str, **settings: Any) -> Recipe:
+    return Recipe(source, MappingProxyType(settings))
+
+
+# Where a recipe departs from its source, the comment says so. Weights start as PyTorch's layers do.
+WORKLOADS: Mapping[str, Recipe] = MappingProxyType(
     {
-        # pytorch/examples vae/main.py at 77f55b9: 784-400-(20,20)-400-784, Adam 1e-3, batch 128.
-        "mlp": MappingProxyType({}),
+        "mlp": _recipe(
+            "pytorch/examples vae/main.py at 77f55b9: 784-400-20, ReLU, Adam 1e-3, batch 128"
+        ),
+        # 30 epochs as in its config; the README gives a value after 10.
+        "flax": _recipe(
+            "google/flax examples/vae at 18f8f31: 784-500-20, static binarisation, 50,000 images",
+            binarize="static",
+            holdout=10_000,
+            epochs=30,
+            hidden_dim=(500,),
+        ),
+        # 1,667 epochs are the 10^8 images of its figure 2. Of its learning rates 0.01, 0.02 and 0.1
+        # the last diverges from these starting weights. It names no binarisation. Left out: its
+        # N(0, I) prior over the weights. Its Gaussian decoder gives a variance per pixel;
+        # --likelihood gaussian has one fixed --sigma.
+        "aevb": _recipe(
+            "Kingma & Welling 2013, section 5: 500 tanh units, Bernoulli, batch 100, Adagrad; "
+            "latent sizes 2, 3, 5, 10, 20, 200 by --latent-dim",
+            epochs=1667,
+            batch_size=100,
+            optimizer="adagrad",
+            lr=0.01,
+            hidden_dim=(500,),
+            activation="tanh",
+        ),
+        # Its published code adds up the gradients of the 20 images; here they are averaged, as in
+        # its later implementations, so that the same epsilon weighs 20 times as much. It does not
+        # shuffle.
+        "iwae": _recipe(
+            "Burda et al. 2015 (arXiv 1509.00519): 784-200-200-50, tanh, batch 20, Adam with "
+            "epsilon 1e-4, staged learning rate over 3,280 passes, a new binary sample each pass; "
+            "k = 1, 5, 50 by --samples, their IWAE by --objective iwae",
+            binarize="dynamic",
+            holdout=400,
+            epochs=3280,
+            batch_size=20,
+            adam_eps=1e-4,
+            schedule="iwae",
+            latent_dim=50,
+            hidden_dim=(200, 200),
+            activation="tanh",
+        ),
+        # It keeps the epoch that scored best on the held-out images; here the last one is kept.
+        "pythae": _recipe(
+            "clementchadebec/benchmark_VAE reproducibility/vae.py at 58c9e63: 784-400-40, ReLU, "
+            "static binarisation, 50,000 images, Adam 1e-4 in steps, batch 100",
+            binarize="static",
+            holdout=10_000,
+            epochs=500,
+            batch_size=100,
+            lr=1e-4,
+            schedule="pythae",
+            latent_dim=40,
+        ),
     }
 )
+
+
+def recipe(workload: str, **given: Any) -> TrainConfig:
+    """Make the config of a named workload, with ``given`` fields in place of the recipe's.
+
+    Raises:
+        InputError: no such workload, or a value that cannot be.
+    """
+    _check_choice("workload", workload, tuple(WORKLOADS))
+    return TrainConfig(**{"workload": workload, **WORKLOADS[workload].settings, **given})
 
 
 def check_amp(amp: str | None) -> None:
@@ -130,7 +242,8 @@ def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
         raise InputError(f"{_flag(name)} is {value!r}: choose from {', '.join(accepted)}")
 
 
-def _check_count(name: str, value: int) -> None:
+def check_count(name: str, value: int) -> None:
+    """Raise InputError unless the option ``name`` is a whole number of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f"{_flag(name)} is {value!r}: it must be a whole number of at least 1")
 

@@ -29,6 +29,13 @@ class Engine(Protocol):
     def device(self) -> torch.device:
         """Where ``order`` and ``noise`` are expected."""
 
+    @property
+    def images(self) -> torch.Tensor:
+        """What is trained on; may be overwritten in place between epochs."""
+
+    def set_lr(self, lr: float) -> None:
+        """Use this learning rate from the next step on."""
+
     def warm_up(self) -> None:
         """Do what is slow the first time (compile, capture); leave no trace in the model."""
 
@@ -38,19 +45,21 @@ class Engine(Protocol):
         Args:
             order: (n,) int64 image indices on the engine's device. Batches are cut from its
                 front; a short last batch is trained on.
-            noise: (n, Z) float32 standard-normal draws, a row per image of ``order``.
+            noise: (n, Z) float32 standard-normal draws, a row per image of ``order``; (n, k, Z)
+                where the objective takes k > 1 samples of z.
         """
 
 
 # What a stream of random numbers is for; each purpose and seed has a stream of its own.
-TRAINING, EVALUATION = 1, 2
+TRAINING, EVALUATION, TRAINING_PIXELS, TEST_PIXELS = 1, 2, 3, 4
 
 
-def random_stream(seed: int, purpose: int, device: torch.device) -> torch.Generator:
+def random_stream(seed: int, purpose: int, device: torch.device, part: int = 0) -> torch.Generator:
     """Make a generator on ``device`` whose stream is this seed's and this purpose's alone.
 
+    A purpose with several streams, such as one for every epoch, numbers them by ``part``.
     Handing one seed to two generators gives one stream twice: initial weights and noise, say,
     would be the same numbers.
     """
-    state = np.random.SeedSequence([seed, purpose]).generate_state(1, np.uint64)
+    state = np.random.SeedSequence([seed, purpose, part]).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(state[0]))

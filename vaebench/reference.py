@@ -4,6 +4,7 @@ It may be slow, it must be obvious, and it shares no objective code and no optim
 fast path: what is wrong in one of them shows as a difference. It changes only to mend a fault.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -21,9 +22,11 @@ class ReferenceEngine:
         model: module with ``encode(x) -> (mu, logvar)`` and ``decode(z) -> output``.
         images: (N, ...) uint8, scaled to [0, 1] here, or float32 as they are; stays on the CPU.
         batch_size: images per step.
-        lr: Adam's learning rate.
-        likelihood, sigma, beta: as in :class:`vaebench.elbo.Objective`.
+        lr: learning rate.
+        likelihood, sigma, beta, bound: as in :class:`vaebench.elbo.Objective`.
         device: where the model trains.
+        optimizer: ``"adam"`` or ``"adagrad"``.
+        adam_eps: epsilon in Adam's denominator.
     """
 
     def __init__(
@@ -37,13 +40,30 @@ class ReferenceEngine:
         sigma: float,
         beta: float,
         device: torch.device,
+        bound: str = "vae",
+        optimizer: str = "adam",
+        adam_eps: float = 1e-8,
     ) -> None:
         self.model: Any = model.to(device)
         self.dataset = TensorDataset(images)
         self.batch_size = batch_size
-        self.likelihood, self.sigma, self.beta = likelihood, sigma, beta
+        self.likelihood, self.sigma, self.beta, self.bound = likelihood, sigma, beta, bound
         self.device = device
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+        self.optimizer: torch.optim.Optimizer
+        if optimizer == "adagrad":
+            self.optimizer = torch.optim.Adagrad(model.parameters(), lr=lr)
+        else:
+            self.optimizer = torch.optim.Adam(model.parameters(), lr=lr, eps=adam_eps)
+
+    @property
+    def images(self) -> Tensor:
+        """What is trained on; may be overwritten in place between epochs."""
+        return self.dataset.tensors[0]
+
+    def set_lr(self, lr: float) -> None:
+        """Use this learning rate from the next step on."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
 
     def warm_up(self) -> None:
         """Nothing is slow only the first time."""
@@ -56,11 +76,7 @@ class ReferenceEngine:
         for (batch,), eps in zip(loader, noise.split(self.batch_size), strict=True):
             x = batch.to(self.device)
             x = x.float() / 255 if x.dtype == torch.uint8 else x
-            mu, logvar = self.model.encode(x)
-            z = mu + torch.exp(logvar / 2) * eps
-            recon = self.log_likelihood(self.model.decode(z), x)
-            kl = -0.5 * torch.sum(1 + logvar - mu**2 - logvar.exp())
-            loss = -(recon - self.beta * kl) / len(x)
+            loss, recon, kl = self.loss(x, eps)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -69,10 +85,34 @@ class ReferenceEngine:
         totals = torch.tensor([recon_sum, kl_sum], dtype=torch.float64)
         return Sums(totals[0], totals[1], len(order))
 
-    def log_likelihood(self, output: Tensor, x: Tensor) -> Tensor:
-        """Log p(x|z) summed over the batch; a scalar."""
+    def loss(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss, recon, kl): recon and kl of the ELBO, summed over the batch; three scalars."""
+        mu, logvar = self.model.encode(x)
+        kl = -0.5 * torch.sum(1 + logvar - mu**2 - logvar.exp())
+        if self.bound == "vae" and eps.dim() == 2:
+            z = mu + torch.exp(logvar / 2) * eps
+            recon = self.log_likelihood(self.model.decode(z), x)
+            return -(recon - self.beta * kl) / len(x), recon, kl
+        # k samples: every image stands k times in a row.
+        batch, k = len(x), 1 if eps.dim() == 2 else eps.shape[1]
+        x = x.repeat_interleave(k, 0)
+        mu, std = (t.repeat_interleave(k, 0) for t in (mu, torch.exp(logvar / 2)))
+        z = mu + std * eps.reshape(batch * k, -1)
+        log_p_x = self.log_likelihood(self.model.decode(z), x, reduction="none")
+        recon = log_p_x.sum() / k
+        if self.bound == "vae":
+            return -(recon - self.beta * kl) / batch, recon, kl
+        log_p_z = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1)
+        log_q_z = torch.distributions.Normal(mu, std).log_prob(z).sum(1)
+        log_w = (log_p_x + log_p_z - log_q_z).reshape(batch, k)
+        bound = torch.logsumexp(log_w, 1) - math.log(k)
+        return -bound.mean(), recon, kl
+
+    def log_likelihood(self, output: Tensor, x: Tensor, reduction: str = "sum") -> Tensor:
+        """Log p(x|z): summed over the batch, a scalar; or of each image, with "none"."""
         output = output.reshape(x.shape)
         if self.likelihood == "bernoulli":
-            return -F.binary_cross_entropy_with_logits(output, x, reduction="sum")
-        normal = torch.distributions.Normal(output, self.sigma)
-        return torch.sum(normal.log_prob(x))
+            value = -F.binary_cross_entropy_with_logits(output, x, reduction=reduction)
+        else:
+            value = torch.distributions.Normal(output, self.sigma).log_prob(x)
+        return value.sum() if reduction == "sum" else value.flatten(1).sum(1)

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import textwrap
 import time
 import types
 import typing
@@ -13,7 +14,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vaebench.config import WORKLOADS, TrainConfig
+from vaebench.config import WORKLOADS, TrainConfig, recipe
 from vaebench.errors import InputError, TrainingError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from vaebench.trainer import EpochRecord, History
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Reports a bad argument as everything else is reported: one line."""
 
     def error(self, message: str) -> NoReturn:
@@ -37,10 +38,11 @@ def parse(argv: list[str]) -> TrainConfig:
     Raises:
         InputError: an unknown flag, or a value that cannot be.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="python -m vaebench.train",
         description="Train a VAE on MNIST-like images, fast.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog=_recipes(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     kinds = typing.get_type_hints(TrainConfig)
@@ -53,15 +55,30 @@ def parse(argv: list[str]) -> TrainConfig:
     given = vars(parser.parse_args(argv))
     if "hidden_dim" in given:
         given["hidden_dim"] = tuple(given["hidden_dim"])
-    recipe = WORKLOADS.get(given.get("workload", "mlp"), {})
-    return TrainConfig(**{**recipe, **given})
+    return recipe(given.pop("workload", "mlp"), **given)
+
+
+def _recipes() -> str:
+    """List the workloads: source, and the options that each sets."""
+    lines = ["workloads (the options they set; what is given beside --workload goes before):"]
+    for name, entry in WORKLOADS.items():
+        lines += textwrap.wrap(f"{name}: {entry.source}", 96, initial_indent="  ", **_HANGING)
+        flags = " ".join(f"--{k.replace('_', '-')} {_shown(v)}" for k, v in entry.settings.items())
+        lines += textwrap.wrap(flags or "the defaults", 96, initial_indent="      ", **_HANGING)
+    return "\n".join(lines)
+
+
+_HANGING: Any = {"subsequent_indent": "      ", "break_on_hyphens": False}
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _argparse_words(field: "dataclasses.Field[Any]", kind: Any) -> dict[str, Any]:
     words = dict(field.metadata)
-    shown = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     if field.default is not None and field.default is not False:
-        words["help"] += f" (default: {shown})"
+        words["help"] += f" (default: {_shown(field.default)})"
     if field.name == "workload":
         words["choices"] = tuple(WORKLOADS)
     if field.name == "amp":
@@ -177,12 +194,18 @@ def _fit(
 
     return fit(
         model,
-        data.train.images,
+        _trained_on(data, config.holdout),
         epochs=config.epochs,
         batch_size=config.batch_size,
         lr=config.lr,
+        optimizer=config.optimizer,
+        adam_eps=config.adam_eps,
+        schedule=config.schedule,
         sigma=config.sigma,
         beta=config.beta,
+        objective=config.objective,
+        samples=config.samples,
+        binarize=config.binarize,
         seed=config.seed,
         device=device,
         compile=config.compile,
@@ -194,6 +217,16 @@ def _fit(
         progress=not config.quiet,
         on_epoch=on_epoch,
     )
+
+
+def _trained_on(data: "Dataset", holdout: int) -> "torch.Tensor":
+    images = data.train.images
+    if holdout >= len(images):
+        raise InputError(
+            f"--holdout is {holdout}, which leaves none of the {len(images)} training images: "
+            "make it smaller"
+        )
+    return images[: len(images) - holdout]
 
 
 def _epoch_line(record: "EpochRecord") -> str:
@@ -210,6 +243,7 @@ def _result(
     """Gather result.json: ELBOs in nats per image, times in seconds, rates in FLOP/s."""
     import torch
 
+    from vaebench.binarize import meaning
     from vaebench.machine import fingerprint, peak_flops, process_age
 
     device = torch.device(history.actual["device"])
@@ -223,6 +257,7 @@ def _result(
         "epochs": last.epoch,
         "test_elbo": last.test_elbo,
         "train_elbo": last.train_elbo,
+        "meaning": meaning(config.likelihood, data.test.images, config.binarize),
         "eval_samples": 1,
         "test_images": len(data.test),
         "images_per_second": rate,
@@ -244,7 +279,7 @@ def describe(result: dict[str, Any]) -> str:
         f"{result['workload']} on {result['dataset']}, {result['epochs']} epochs: "
         f"test ELBO {result['test_elbo']:.2f} nats per image "
         f"({result['test_images']:,} images, {result['eval_samples']} z each), "
-        f"train ELBO {result['train_elbo']:.2f}",
+        f"train ELBO {result['train_elbo']:.2f}; {result['meaning']}",
         f"steady training: {result['images_per_second']:,.0f} images/s, "
         f"{result['peak_share']:.0%} of this machine's measured float32 matrix-product peak of "
         f"{result['peak_flops'] / 1e9:,.0f} GFLOP/s",

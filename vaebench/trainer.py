@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from vaebench.config import ENGINES, check_amp
+from vaebench.binarize import NOTES, Sampler
+from vaebench.binarize import binarize as binarized
+from vaebench.config import BINARIZE, ENGINES, OPTIMIZERS, SCHEDULES, check_amp
 from vaebench.data import as_images
 from vaebench.elbo import Objective, elbo_terms
-from vaebench.engine import TRAINING, Engine, random_stream
+from vaebench.engine import TEST_PIXELS, TRAINING, TRAINING_PIXELS, Engine, random_stream
 from vaebench.errors import InputError, TrainingError
 from vaebench.evaluation import evaluate
 from vaebench.fast import make_engine
@@ -28,6 +30,7 @@ from vaebench.fast.loader import to_unit
 from vaebench.machine import count_flops, resolve_device, synchronize
 from vaebench.model import as_vae, latent_size, likelihood_of
 from vaebench.reference import ReferenceEngine
+from vaebench.schedule import lr_factor
 
 # How often the progress bar moves in an epoch; an engine is called once per move.
 MOVES_PER_EPOCH = 20
@@ -91,9 +94,15 @@ def fit(
     epochs: int = 10,
     batch_size: int = 128,
     lr: float = 1e-3,
+    optimizer: str = "adam",
+    adam_eps: float = 1e-8,
+    schedule: str = "constant",
     likelihood: str | None = None,
     sigma: float = 1.0,
     beta: float = 1.0,
+    objective: str = "vae",
+    samples: int = 1,
+    binarize: str = "none",
     seed: int = 0,
     device: str | torch.device = "auto",
     compile: bool = False,
@@ -105,17 +114,25 @@ def fit(
     progress: bool = False,
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> History:
-    """Train ``model`` in place by maximising the ELBO with Adam.
+    """Train ``model`` in place by maximising the ELBO, or the importance-weighted bound.
 
     Args:
         model: any module with ``encode(x) -> (mu, logvar)`` and ``decode(z) -> output``.
         images: (N, ...) uint8, scaled to [0, 1], or floating; each epoch uses each once.
         epochs: passes over the images.
         batch_size: images per step, at most N. A short last batch is trained on.
-        lr: Adam's learning rate.
+        lr: learning rate.
+        optimizer: ``"adam"`` or ``"adagrad"``.
+        adam_eps: epsilon in Adam's denominator.
+        schedule: ``"constant"``, ``"iwae"`` or ``"pythae"``; see
+            :func:`vaebench.schedule.lr_factor`.
         likelihood: ``"bernoulli"`` or ``"gaussian"``; default: the model's own, else Bernoulli.
         sigma: standard deviation of the Gaussian likelihood.
         beta: weight of the KL in the loss; ELBOs are reported at 1.
+        objective: ``"vae"`` or ``"iwae"``; see :class:`vaebench.elbo.Objective`.
+        samples: z drawn per image and step.
+        binarize: ``"none"``, ``"threshold"``, ``"static"`` or ``"dynamic"``; for images and
+            test_images; see :mod:`vaebench.binarize`.
         seed: of the order and the noise. One seed, device and set of options gives one result,
             bit for bit. The initial weights are the model's, whatever made them.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``; the model is moved there.
@@ -137,19 +154,25 @@ def fit(
         TrainingInterrupted: Ctrl-C. The epoch under way was finished first.
     """
     target = resolve_device(device)
-    objective = Objective(likelihood or likelihood_of(model), sigma, beta)
+    aim = Objective(likelihood or likelihood_of(model), sigma, beta, objective, samples)
     _check_settings(epochs, batch_size, lr, amp, engine, compile)
-    images = check_images(images, objective, "images")
+    _check_words(optimizer=optimizer, schedule=schedule, binarize=binarize)
+    images = check_images(images, aim, "images")
     if batch_size > len(images):
         raise InputError(
             f"batch_size is {batch_size}, more than the {len(images)} images: make it smaller"
         )
     if test_images is not None:
-        test_images = check_images(test_images, objective, "test_images")
+        test_images = check_images(test_images, aim, "test_images")
+    sampler = Sampler(images, seed, target) if binarize == "dynamic" else None
+    if binarize != "none":
+        images = binarized(images, binarize, TRAINING_PIXELS)
+        test_images = None if test_images is None else binarized(test_images, binarize, TEST_PIXELS)
     flush = flush_denormal and target.type == "cpu"
     history = History(
         requested={"engine": engine, "compile": compile, "amp": amp, "device": str(device)},
         actual={"engine": engine, "device": str(target), "flush_denormal": flush},
+        notes=[NOTES[binarize]] if binarize in NOTES else [],
     )
     stop = threading.Event()
 
@@ -161,22 +184,33 @@ def fit(
                 _build_reference if engine == "reference" else partial(make_engine, sparse=sparse)
             )
             trainee, actual, notes = build(
-                model, images, objective, batch_size, lr, target, compile=compile, amp=amp
+                model,
+                images,
+                aim,
+                batch_size,
+                lr,
+                target,
+                compile=compile,
+                amp=amp,
+                optimizer=optimizer,
+                adam_eps=adam_eps,
             )
             synchronize(target)
-            history.flops_per_image = training_flops(model, images)
+            history.flops_per_image = training_flops(model, images, samples)
         history.actual |= actual
         history.notes += notes
-        numbers = _Numbers(len(images), latent_dim, batch_size, seed, target)
+        numbers = _Numbers(len(images), latent_dim, batch_size, seed, target, samples)
         with _bar(epochs * len(images), progress) as bar:
             while len(history.epochs) < epochs and not stop.is_set():
-                record = _train_epoch(trainee, numbers, history, bar)
+                epoch = len(history.epochs) + 1
+                trainee.set_lr(lr * lr_factor(schedule, epoch))
+                record = _train_epoch(trainee, numbers, sampler, history, bar)
                 if test_images is not None:
                     with _timed(history, "eval"):
                         test = evaluate(
                             model,
                             test_images,
-                            likelihood=objective.likelihood,
+                            likelihood=aim.likelihood,
                             sigma=sigma,
                             seed=seed,
                         )
@@ -209,16 +243,17 @@ def check_images(images: Tensor, objective: Objective, name: str) -> Tensor:
     return images
 
 
-def training_flops(model: nn.Module, images: Tensor) -> float:
-    """FLOP of one image's forward and backward pass, as matrix products and convolutions.
+def training_flops(model: nn.Module, images: Tensor, samples: int = 1) -> float:
+    """FLOP of one image's forward and backward pass: matrix products and convolutions.
 
-    Counted by torch on a copy of the model, eagerly, for the dense arithmetic that the model asks
-    for: an engine that saves some of it is credited with all of it.
+    Of ``samples`` z per image. Counted by torch on a copy of the model, eagerly, for the dense
+    arithmetic that the model asks for: an engine that saves some of it is credited with all of it.
     """
     count = min(len(images), 128)
     model = copy.deepcopy(model)
     x = to_unit(images[:count].to(next(model.parameters()).device))
-    eps = torch.zeros(count, latent_size(model, x[:1]), device=x.device)
+    shape = Objective(samples=samples).noise_shape(count, latent_size(model, x[:1]))
+    eps = torch.zeros(shape, device=x.device)
 
     def work() -> None:
         recon, kl = elbo_terms(as_vae(model), Objective(likelihood_of(model)), x, eps)
@@ -231,25 +266,51 @@ class _Numbers:
     """The random numbers of a training: each epoch's order and noise, from one stream."""
 
     def __init__(
-        self, images: int, latent_dim: int, batch_size: int, seed: int, device: torch.device
+        self,
+        images: int,
+        latent_dim: int,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        samples: int,
     ) -> None:
         self.images, self.latent_dim, self.batch_size = images, latent_dim, batch_size
+        self.samples = samples
         self.generator = random_stream(seed, TRAINING, device)
 
     def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Draw an epoch; give it in pieces of whole batches, so that a progress bar can move."""
+        """Draw an epoch; give it in pieces of whole batches, so that a progress bar can move.
+
+        Of several samples per image the noise is drawn piece by piece: k = 50 of an epoch's 60,000
+        images would be 600 MB.
+        """
         device = self.generator.device
         order = torch.randperm(self.images, generator=self.generator, device=device)
-        noise = torch.randn(self.images, self.latent_dim, generator=self.generator, device=device)
         steps = math.ceil(self.images / self.batch_size)
         piece = math.ceil(steps / MOVES_PER_EPOCH) * self.batch_size
-        return zip(order.split(piece), noise.split(piece), strict=True)
+        if self.samples == 1:
+            noise = self._draw(self.images)
+            yield from zip(order.split(piece), noise.split(piece), strict=True)
+        else:
+            for part in order.split(piece):
+                yield part, self._draw(len(part), self.samples)
+
+    def _draw(self, *sizes: int) -> Tensor:
+        shape = (*sizes, self.latent_dim)
+        return torch.randn(shape, generator=self.generator, device=self.generator.device)
 
 
 def _train_epoch(
-    trainee: Engine, numbers: _Numbers, history: History, bar: "tqdm[NoReturn]"
+    trainee: Engine,
+    numbers: _Numbers,
+    sampler: Sampler | None,
+    history: History,
+    bar: "tqdm[NoReturn]",
 ) -> EpochRecord:
+    epoch = len(history.epochs) + 1
     start = time.perf_counter()
+    if sampler:
+        sampler.draw(epoch, trainee.images)
     sums = []
     for order, noise in numbers.epoch():
         sums.append(trainee.epoch(order, noise))
@@ -259,7 +320,6 @@ def _train_epoch(
     kl = sum(float(part.kl) for part in sums) / numbers.images
     seconds = time.perf_counter() - start
     history.seconds["train"] += seconds
-    epoch = len(history.epochs) + 1
     if not math.isfinite(recon - kl):
         raise TrainingError(
             f"the training ELBO is {recon - kl} in epoch {epoch} (recon {recon:.4g}, kl {kl:.4g}): "
@@ -279,6 +339,8 @@ def _build_reference(
     *,
     compile: bool,
     amp: str | None,
+    optimizer: str,
+    adam_eps: float,
 ) -> tuple[Engine, dict[str, Any], list[str]]:
     engine = ReferenceEngine(
         model,
@@ -289,6 +351,9 @@ def _build_reference(
         sigma=objective.sigma,
         beta=objective.beta,
         device=device,
+        bound=objective.bound,
+        optimizer=optimizer,
+        adam_eps=adam_eps,
     )
     return engine, {"compile": compile, "amp": amp or "float32"}, []
 
@@ -307,6 +372,13 @@ def _check_settings(
         raise InputError(f"engine is {engine!r}: choose from {', '.join(ENGINES)}")
     if engine == "reference" and (compile or amp):
         raise InputError("the reference engine is plain eager float32: drop compile and amp")
+
+
+def _check_words(**words: str) -> None:
+    accepted = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "binarize": BINARIZE}
+    for name, word in words.items():
+        if word not in accepted[name]:
+            raise InputError(f"{name} is {word!r}: choose from {', '.join(accepted[name])}")
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
 """The ladder of techniques; the only place where they are combined.
 
-One technique, one file, one word: ``loader`` (data resident on the device), ``adam`` (fused),
-``precision`` (``amp``), ``compiled`` (``compile``), ``sparse``, ``denormals`` (``flush_denormal``,
-applied by the trainer, since it is a setting of threads). To remove one, delete its file and its
-line here.
+One technique, one file, one word: ``loader`` (data resident on the device), ``adam`` and
+``adagrad`` (fused), ``precision`` (``amp``), ``compiled`` (``compile``), ``sparse``, ``denormals``
+(``flush_denormal``, applied by the trainer, since it is a setting of threads). To remove one,
+delete its file and its line here.
 """
 
 import contextlib
@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from vaebench.elbo import Objective
+from vaebench.fast.adagrad import AdagradState
 from vaebench.fast.adam import AdamState
 from vaebench.fast.compiled import CompiledStep, CompileError, compile_errors
 from vaebench.fast.loader import gather, to_unit
 from vaebench.fast.precision import choose
 from vaebench.fast.sparse import with_sparse_input
-from vaebench.fast.step import Step, StepEngine, make_step
+from vaebench.fast.step import Optimizer, Step, StepEngine, make_step
 from vaebench.model import latent_size
 
 
@@ -46,6 +47,8 @@ def make_engine(
     compile: bool = False,
     amp: str | None = None,
     sparse: bool = True,
+    optimizer: str = "adam",
+    adam_eps: float = 1e-8,
 ) -> Built:
     """Put model and images on the device and build the fast engine for them, warmed up.
 
@@ -55,13 +58,15 @@ def make_engine(
         images: (N, ...) uint8, or float32.
         objective: the loss.
         batch_size: images per step.
-        lr: Adam's learning rate.
+        lr: learning rate.
         device: where everything runs.
         compile: compile the step. If that cannot be done the engine runs eagerly, with a warning
             and a note.
         amp: None, ``"auto"`` or ``"bf16"``; see :mod:`vaebench.fast.precision`.
         sparse: let the first layer leave out dark pixels where they are many; compiled, in
             float32, on the CPU; see :mod:`vaebench.fast.sparse`.
+        optimizer: ``"adam"`` or ``"adagrad"``.
+        adam_eps: epsilon in Adam's denominator.
     """
     model.to(device)
     images = images.to(device)
@@ -72,13 +77,16 @@ def make_engine(
     if compile and sparse and precision.dtype is None:
         with contextlib.suppress(CompileError), compile_errors():  # compiling the step will say so
             network, light = with_sparse_input(model, images, to_unit(images[:2]))
-    # After it: the moments are laid out in memory as the parameters are.
-    adam = AdamState.of([p for p in model.parameters() if p.requires_grad], lr)
+    # After it: what the optimiser remembers is laid out in memory as the parameters are.
+    params: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+    state: Optimizer = AdamState.of(params, lr, adam_eps)
+    if optimizer == "adagrad":
+        state = AdagradState.of(params, lr)
 
     def engine(step: Step) -> StepEngine:
-        return StepEngine(network, images, step, adam, batch_size, latent_dim)
+        return StepEngine(network, images, step, state, batch_size, latent_dim, objective.samples)
 
-    step = make_step(network, objective, adam, gather, precision.dtype)
+    step = make_step(network, objective, state, gather, precision.dtype)
     if compile:
         built = engine(CompiledStep(step, batch_size))
         try:
@@ -89,6 +97,6 @@ def make_engine(
             warnings.warn(f"{error}; training eagerly", stacklevel=2)
             notes.append(f"--compile: {error}; trained eagerly")
     network = model
-    built = engine(make_step(model, objective, adam, gather, precision.dtype))
+    built = engine(make_step(model, objective, state, gather, precision.dtype))
     built.warm_up()
     return Built(built, {"compile": False, "amp": precision.name, "sparse": False}, notes)

@@ -24,9 +24,10 @@ class AdamState:
     v: list[Tensor]
     step: Tensor
     lr: Tensor
+    eps: float = EPSILON
 
     @classmethod
-    def of(cls, params: list[Tensor], lr: float) -> "AdamState":
+    def of(cls, params: list[Tensor], lr: float, eps: float = EPSILON) -> "AdamState":
         """Start: moments zero, step 0."""
         device = params[0].device
         return cls(
@@ -35,24 +36,24 @@ class AdamState:
             [torch.zeros_like(p) for p in params],
             torch.zeros((), dtype=torch.float32, device=device),
             torch.tensor(lr, dtype=torch.float32, device=device),
+            eps,
         )
 
     def tensors(self) -> list[Tensor]:
         """All that an update changes."""
         return [*self.params, *self.m, *self.v, self.step]
 
+    @torch.no_grad()
+    def update(self, grads: tuple[Tensor, ...]) -> None:
+        """Take one Adam step, in place, by torch's own fused kernel.
 
-@torch.no_grad()
-def update(state: AdamState, grads: tuple[Tensor, ...]) -> None:
-    """One Adam step, in place, by torch's own fused kernel.
-
-    It goes once over parameters, gradients and moments. A compiled graph calls it as an opaque
-    operator: written out as formulas for the compiler to fuse, Adam took three times as long on a
-    CPU, and most of the time to compile.
-    """
-    state.step.add_(1)
-    run = torch.ops.vaebench.adam_ if torch.compiler.is_compiling() else _fused_kernel
-    run(state.params, list(grads), state.m, state.v, state.step, state.lr)
+        It goes once over parameters, gradients and moments. A compiled graph calls it as an opaque
+        operator: written out as formulas for the compiler to fuse, Adam took three times as long
+        on a CPU, and most of the time to compile.
+        """
+        self.step.add_(1)
+        run = torch.ops.vaebench.adam_ if torch.compiler.is_compiling() else _fused_kernel
+        run(self.params, list(grads), self.m, self.v, self.step, self.lr, self.eps)
 
 
 def _fused_kernel(
@@ -62,26 +63,27 @@ def _fused_kernel(
     v: list[Tensor],
     step: Tensor,
     lr: Tensor,
+    eps: float,
 ) -> None:
     """The kernel behind torch.optim.Adam(fused=True), which counts in one tensor per parameter."""
     torch._fused_adam_(
-        _in_memory_order(params),
-        _in_memory_order(grads),
-        _in_memory_order(m),
-        _in_memory_order(v),
+        in_memory_order(params),
+        in_memory_order(grads),
+        in_memory_order(m),
+        in_memory_order(v),
         [],  # no AMSGrad
         [step] * len(params),
         lr=lr,
         beta1=BETA1,
         beta2=BETA2,
         weight_decay=0.0,
-        eps=EPSILON,
+        eps=eps,
         amsgrad=False,
         maximize=False,
     )
 
 
-def _in_memory_order(tensors: list[Tensor]) -> list[Tensor]:
+def in_memory_order(tensors: list[Tensor]) -> list[Tensor]:
     """Turn weights laid out by columns into contiguous views: of others the kernel makes copies."""
     return [t if t.is_contiguous() or t.dim() != 2 else t.t() for t in tensors]
 
@@ -91,7 +93,7 @@ def _in_memory_order(tensors: list[Tensor]) -> list[Tensor]:
 _LIBRARY = torch.library.Library("vaebench", "FRAGMENT")
 _LIBRARY.define(
     "adam_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] m, Tensor(c!)[] v, "
-    "Tensor step, Tensor lr) -> ()"
+    "Tensor step, Tensor lr, float eps) -> ()"
 )
 _LIBRARY.impl("adam_", _fused_kernel, "CompositeExplicitAutograd")
 torch.library.register_fake("vaebench::adam_", lambda *_: None, lib=_LIBRARY)

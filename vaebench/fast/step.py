@@ -1,34 +1,52 @@
-"""One training step as a pure function: gather, convert, forward, backward, Adam.
+"""One training step as a pure function: gather, convert, forward, backward, update.
 
 No state but tensors changed in place, no random numbers, nothing that waits for the device: such
 a function can be run eagerly, compiled into one graph, or captured.
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from vaebench.elbo import Objective, elbo_terms
+from vaebench.elbo import Objective, loss_terms
 from vaebench.engine import Sums
-from vaebench.fast.adam import AdamState, update
 from vaebench.model import as_vae
 
-# (images, index (B,) int64, eps (B, Z), totals (2,) float64): trains one step on the images at
-# index and adds the sums of recon and kl, in nats, to totals.
+# (images, index (B,) int64, eps (B, Z) or (B, k, Z), totals (2,) float64): trains one step on the
+# images at index and adds the sums of recon and kl, in nats, to totals.
 Step = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+
+
+class Optimizer(Protocol):
+    """What an optimiser remembers; its update rule is a function of it and the gradients."""
+
+    @property
+    def params(self) -> list[Tensor]:
+        """What it updates."""
+
+    @property
+    def lr(self) -> Tensor:
+        """The learning rate, read from the device at every step."""
+
+    def tensors(self) -> list[Tensor]:
+        """All that an update changes."""
+
+    def update(self, grads: tuple[Tensor, ...]) -> None:
+        """Take one step, in place."""
 
 
 def make_step(
     model: nn.Module,
     objective: Objective,
-    adam: AdamState,
+    optimizer: Optimizer,
     gather: Callable[[Tensor, Tensor], Tensor],
     autocast: torch.dtype | None,
 ) -> Step:
     """Build the step function. ``autocast`` is the dtype for matrix products, None for float32."""
     vae = as_vae(model)
-    device_type = adam.params[0].device.type
+    device_type = optimizer.params[0].device.type
 
     def step(images: Tensor, index: Tensor, eps: Tensor, totals: Tensor) -> None:
         x = gather(images, index)
@@ -37,9 +55,8 @@ def make_step(
         with torch.autocast(
             device_type, dtype=autocast, enabled=autocast is not None, cache_enabled=False
         ):
-            recon, kl = elbo_terms(vae, objective, x, eps)
-        grads = torch.autograd.grad(objective.loss(recon, kl), adam.params)
-        update(adam, grads)
+            loss, recon, kl = loss_terms(vae, objective, x, eps)
+        optimizer.update(torch.autograd.grad(loss, optimizer.params))
         totals += torch.stack((recon.detach().sum(), kl.detach().sum()))
 
     return step
@@ -52,9 +69,10 @@ class StepEngine:
         model: trained in place.
         images: (N, ...) resident on the device.
         step: from :func:`make_step`, as it is or compiled.
-        adam: the state that ``step`` updates.
+        optimizer: the state that ``step`` updates.
         batch_size: images per step.
         latent_dim: Z.
+        samples: z drawn per image.
     """
 
     def __init__(
@@ -62,27 +80,34 @@ class StepEngine:
         model: nn.Module,
         images: Tensor,
         step: Step,
-        adam: AdamState,
+        optimizer: Optimizer,
         batch_size: int,
         latent_dim: int,
+        samples: int = 1,
     ) -> None:
         self.model = model
         self.images = images
         self.step = step
-        self.adam = adam
+        self.optimizer = optimizer
         self.batch_size = batch_size
         self.latent_dim = latent_dim
+        self.samples = samples
         self.device = images.device
+
+    def set_lr(self, lr: float) -> None:
+        """Use this learning rate from the next step on."""
+        self.optimizer.lr.fill_(lr)
 
     def warm_up(self) -> None:
         """Run a step of each size an epoch has, then put every tensor back as it was."""
         n = len(self.images)
         sizes = {min(self.batch_size, n), n % self.batch_size} - {0}
-        state = [*self.adam.tensors(), *self.model.buffers()]
+        state = [*self.optimizer.tensors(), *self.model.buffers()]
         before = [t.detach().clone() for t in state]
         try:
             for size in sorted(sizes, reverse=True):
-                noise = torch.zeros(size, self.latent_dim, device=self.device)
+                k = (self.samples,) if self.samples > 1 else ()
+                noise = torch.zeros(size, *k, self.latent_dim, device=self.device)
                 self.epoch(torch.arange(size, device=self.device), noise)
         finally:
             with torch.no_grad():

@@ -1,0 +1,80 @@
+"""Adagrad without hidden state, so that a compiler sees all of it.
+
+Source: Duchi et al., Adaptive Subgradient Methods (JMLR 12, 2011), in the form and the defaults of
+torch.optim.Adagrad.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vaebench.fast.adam import in_memory_order
+
+EPSILON = 1e-10
+
+
+@dataclass(frozen=True)
+class AdagradState:
+    """Everything Adagrad remembers, in the order of the parameters.
+
+    ``sums`` of squared gradients. ``lr`` and ``step`` are tensors on the device, which a compiled
+    or captured step reads anew each time.
+    """
+
+    params: list[Tensor]
+    sums: list[Tensor]
+    step: Tensor
+    lr: Tensor
+
+    @classmethod
+    def of(cls, params: list[Tensor], lr: float) -> "AdagradState":
+        """Start: sums zero, step 0."""
+        device = params[0].device
+        return cls(
+            params,
+            [torch.zeros_like(p) for p in params],
+            torch.zeros((), dtype=torch.float32, device=device),
+            torch.tensor(lr, dtype=torch.float32, device=device),
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """All that an update changes."""
+        return [*self.params, *self.sums, self.step]
+
+    @torch.no_grad()
+    def update(self, grads: tuple[Tensor, ...]) -> None:
+        """Take one Adagrad step, in place, by torch's own fused kernel.
+
+        For the weights of 784-400-784 it took a fifth of the time of the formulas, tensor by
+        tensor. A compiled graph calls it as an opaque operator.
+        """
+        self.step.add_(1)
+        run = torch.ops.vaebench.adagrad_ if torch.compiler.is_compiling() else _fused_kernel
+        run(self.params, list(grads), self.sums, self.step, self.lr)
+
+
+def _fused_kernel(
+    params: list[Tensor], grads: list[Tensor], sums: list[Tensor], step: Tensor, lr: Tensor
+) -> None:
+    """The kernel behind torch.optim.Adagrad(fused=True), which counts in a tensor per parameter."""
+    torch._fused_adagrad_(
+        in_memory_order(params),
+        in_memory_order(grads),
+        in_memory_order(sums),
+        [step] * len(params),
+        lr=lr,
+        lr_decay=0.0,
+        weight_decay=0.0,
+        eps=EPSILON,
+        maximize=False,
+    )
+
+
+# As an operator of our own it is known to the compiler, with its learning rate in a tensor.
+_LIBRARY = torch.library.Library("vaebench", "FRAGMENT")
+_LIBRARY.define(
+    "adagrad_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] sums, Tensor step, Tensor lr) -> ()"
+)
+_LIBRARY.impl("adagrad_", _fused_kernel, "CompositeExplicitAutograd")
+torch.library.register_fake("vaebench::adagrad_", lambda *_: None, lib=_LIBRARY)
