@@ -15,8 +15,19 @@ MODULES = {
 }
 # The lowest floor first; a module imports from floors below its own, or from its own.
 FLOORS = [
-    {"errors", "config", "engine", "idx", "arrays", "files", "download", "data", "strokes"}
-    | {"model", "elbo", "machine"},
+    {
+        "errors",
+        "checks",
+        "config",
+        "engine",
+        "idx",
+        "arrays",
+        "files",
+        "download",
+        "data",
+        "strokes",
+    }
+    | {"model", "elbo", "machine", "trial"},
     {"fast", "reference", "checkpoint"},
     {"trainer", "evaluation"},
     {"pictures"},

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vaebench.errors import InputError
+from vaebench.checks import check_choice, check_real
 from vaebench.model import EncoderDecoder
 
 
@@ -29,12 +29,9 @@ class Objective:
     beta: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.likelihood not in ("bernoulli", "gaussian"):
-            raise InputError(f"likelihood is {self.likelihood!r}: choose from bernoulli, gaussian")
-        if not (math.isfinite(self.sigma) and self.sigma > 0):
-            raise InputError(f"sigma is {self.sigma}: it must be a finite number above 0")
-        if not (math.isfinite(self.beta) and self.beta >= 0):
-            raise InputError(f"beta is {self.beta}: it must be a finite number of 0 or more")
+        check_choice("likelihood", self.likelihood, ("bernoulli", "gaussian"))
+        check_real("sigma", self.sigma)
+        check_real("beta", self.beta, zero=True)
 
     def log_likelihood(self, output: Tensor, x: Tensor) -> Tensor:
         """Log p(x|z), (B,), from the decoder's output and the images, B times D numbers each."""

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vaebench.arrays import as_images
+from vaebench.checks import check_count, check_seed
 from vaebench.elbo import Objective, elbo_terms
 from vaebench.engine import EVALUATION, random_stream
 from vaebench.errors import InputError
 from vaebench.fast.loader import to_unit
 from vaebench.model import as_vae, latent_size, likelihood_of
+from vaebench.trial import device_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def evaluate(
 
     Args:
         model: module with ``encode`` and ``decode``; evaluated on its parameters' device.
-        images: (N, ...) uint8, scaled to [0, 1], or float32; on any device.
+        images: (N, ...) uint8, scaled to [0, 1], or floating; tensor or NumPy array, on any device.
         samples: z drawn per image.
         likelihood: ``"bernoulli"`` or ``"gaussian"``; default: the model's own, else Bernoulli.
         sigma: standard deviation of the Gaussian likelihood.
@@ -58,13 +61,17 @@ def evaluate(
 
     Returns:
         Evaluation with ``elbo``, ``recon``, ``kl``, in nats per image.
+
+    Raises:
+        InputError: an argument that cannot be; says which, and what is accepted.
     """
-    if samples < 1:
-        raise InputError(f"samples is {samples}: it must be at least 1")
-    if len(images) == 0:
-        raise InputError("there are no images to evaluate: give at least one")
-    objective = Objective(likelihood or likelihood_of(model), sigma)
-    device = next(model.parameters()).device
+    samples = check_count("samples", samples)
+    batch_size = check_count("batch_size", batch_size)
+    seed = check_seed("seed", seed)
+    as_vae(model)
+    objective = Objective(likelihood_of(model) if likelihood is None else likelihood, sigma)
+    images = check_images(images, objective, "images")
+    device = device_of(model)
     latent_dim = latent_size(model, to_unit(images[:1].to(device)))
     generator = random_stream(seed, EVALUATION, device)
     totals = torch.zeros(2, dtype=torch.float64, device=device)
@@ -83,3 +90,21 @@ def evaluate(
     recon_sum, kl_sum = totals.tolist()
     count = len(images) * samples
     return Evaluation(recon_sum / count, kl_sum / count, samples, len(images))
+
+
+def check_images(images: Tensor, objective: Objective, name: str) -> Tensor:
+    """Check an array of images and that the likelihood can take its values; give it as a tensor.
+
+    Raises:
+        InputError: see :func:`vaebench.data.as_images`; or floats outside [0, 1] for a Bernoulli
+            likelihood.
+    """
+    images = as_images(images)
+    if objective.likelihood == "bernoulli" and images.is_floating_point():
+        low, high = images.min().item(), images.max().item()
+        if low < 0 or high > 1:
+            raise InputError(
+                f"{name} holds values from {low:.4g} to {high:.4g}: a Bernoulli likelihood takes "
+                "[0, 1] or uint8; rescale them, or use the gaussian likelihood"
+            )
+    return images

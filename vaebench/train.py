@@ -155,6 +155,7 @@ def _fit(
     from torch import manual_seed
     from tqdm.auto import tqdm
 
+    from vaebench.machine import require_memory
     from vaebench.model import VAE
     from vaebench.trainer import fit
 
@@ -166,6 +167,7 @@ def _fit(
         "likelihood": config.likelihood,
     }
     manual_seed(config.seed)
+    require_memory(lambda: VAE(**recipe), device)
     model = VAE(**recipe)
     folder.write_config(dataclasses.asdict(config), recipe)
 

@@ -1,7 +1,6 @@
 """fit(): the only training loop. It hands order and noise to an engine and reads sums back."""
 
 import contextlib
-import copy
 import dataclasses
 import math
 import statistics
@@ -15,18 +14,19 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from vaebench.checks import check_choice, check_count, check_real, check_seed, check_switch
 from vaebench.config import ENGINES, check_amp
-from vaebench.data import as_images
 from vaebench.elbo import Objective, elbo_terms
 from vaebench.engine import TRAINING, Engine, random_stream
 from vaebench.errors import InputError, TrainingError
-from vaebench.evaluation import evaluate
+from vaebench.evaluation import check_images, evaluate
 from vaebench.fast import make_engine
 from vaebench.fast.denormals import run_flushed
 from vaebench.fast.loader import to_unit
 from vaebench.machine import count_flops, resolve_device, synchronize
 from vaebench.model import as_vae, latent_size, likelihood_of
 from vaebench.reference import ReferenceEngine
+from vaebench.trial import device_of, try_out, untouched
 
 # How often the progress bar moves in an epoch; an engine is called once per move.
 MOVES_PER_EPOCH = 20
@@ -134,8 +134,14 @@ def fit(
         TrainingInterrupted: Ctrl-C. The epoch under way was finished first.
     """
     target = resolve_device(device)
-    objective = Objective(likelihood or likelihood_of(model), sigma, beta)
-    _check_settings(epochs, batch_size, lr, amp, engine, compile)
+    as_vae(model)
+    objective = Objective(likelihood_of(model) if likelihood is None else likelihood, sigma, beta)
+    epochs, batch_size = check_count("epochs", epochs), check_count("batch_size", batch_size)
+    lr, seed = check_real("lr", lr), check_seed("seed", seed)
+    _check_modes(amp, engine, compile)
+    check_switch("flush_denormal", flush_denormal)
+    if on_epoch is not None and not callable(on_epoch):
+        raise InputError(f"on_epoch is {on_epoch!r}: it must be a function of one EpochRecord")
     images = check_images(images, objective, "images")
     if batch_size > len(images):
         raise InputError(
@@ -143,6 +149,12 @@ def fit(
         )
     if test_images is not None:
         test_images = check_images(test_images, objective, "test_images")
+        if test_images.shape[1:] != images.shape[1:]:
+            raise InputError(
+                f"test_images are of shape {tuple(test_images.shape[1:])} each, images of "
+                f"{tuple(images.shape[1:])}: make them alike"
+            )
+    device_of(model)
     flush = flush_denormal and target.type == "cpu"
     history = History(
         requested={"engine": engine, "compile": compile, "amp": amp, "device": str(device)},
@@ -153,7 +165,8 @@ def fit(
     def train() -> None:
         with _timed(history, "compile"):
             model.to(target)
-            latent_dim = latent_size(model, to_unit(images[:1].to(target)))
+            sizes = {batch_size, len(images) % batch_size} - {0}
+            latent_dim = try_out(model, objective, to_unit(images[:2].to(target)), sizes)
             build = _build_reference if engine == "reference" else make_engine
             trainee, actual, notes = build(
                 model, images, objective, batch_size, lr, target, compile=compile, amp=amp
@@ -186,40 +199,23 @@ def fit(
     return history
 
 
-def check_images(images: Tensor, objective: Objective, name: str) -> Tensor:
-    """Check an array of images and that the likelihood can take its values; give it as a tensor.
-
-    Raises:
-        InputError: see :func:`vaebench.data.as_images`; or floats outside [0, 1] for a Bernoulli
-            likelihood.
-    """
-    images = as_images(images)
-    if objective.likelihood == "bernoulli" and images.is_floating_point():
-        low, high = images.min().item(), images.max().item()
-        if low < 0 or high > 1:
-            raise InputError(
-                f"{name} holds values from {low:.4g} to {high:.4g}: a Bernoulli likelihood takes "
-                "[0, 1] or uint8; rescale them, or use the gaussian likelihood"
-            )
-    return images
-
-
 def training_flops(model: nn.Module, images: Tensor) -> float:
     """FLOP of one image's forward and backward pass, as matrix products and convolutions.
 
-    Counted by torch on a copy of the model, eagerly, for the dense arithmetic that the model asks
-    for: an engine that saves some of it is credited with all of it.
+    Counted by torch on the model, which is left as it was, eagerly, for the dense arithmetic that
+    the model asks for: an engine that saves some of it is credited with all of it.
     """
     count = min(len(images), 128)
-    model = copy.deepcopy(model)
+    params = [p for p in model.parameters() if p.requires_grad]
     x = to_unit(images[:count].to(next(model.parameters()).device))
     eps = torch.zeros(count, latent_size(model, x[:1]), device=x.device)
 
     def work() -> None:
         recon, kl = elbo_terms(as_vae(model), Objective(likelihood_of(model)), x, eps)
-        (kl - recon).mean().backward()
+        torch.autograd.grad((kl - recon).mean(), params, allow_unused=True)
 
-    return count_flops(work) / count
+    with untouched(model):
+        return count_flops(work) / count
 
 
 class _Numbers:
@@ -288,18 +284,10 @@ def _build_reference(
     return engine, {"compile": compile, "amp": amp or "float32"}, []
 
 
-def _check_settings(
-    epochs: int, batch_size: int, lr: float, amp: str | None, engine: str, compile: bool
-) -> None:
-    if epochs < 1:
-        raise InputError(f"epochs is {epochs}: it must be at least 1")
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}: it must be at least 1")
-    if not (math.isfinite(lr) and lr > 0):
-        raise InputError(f"lr is {lr}: it must be a finite number above 0")
+def _check_modes(amp: str | None, engine: str, compile: bool) -> None:
     check_amp(amp)
-    if engine not in ENGINES:
-        raise InputError(f"engine is {engine!r}: choose from {', '.join(ENGINES)}")
+    check_choice("engine", engine, ENGINES)
+    check_switch("compile", compile)
     if engine == "reference" and (compile or amp):
         raise InputError("the reference engine is plain eager float32: drop compile and amp")
 

@@ -18,6 +18,7 @@ from vaebench.fast.loader import gather, to_unit
 from vaebench.fast.precision import choose
 from vaebench.fast.step import Step, StepEngine, make_step
 from vaebench.model import latent_size
+from vaebench.trial import reached
 
 
 class Built(NamedTuple):
@@ -47,7 +48,7 @@ def make_engine(
 
     Args:
         model: with ``encode`` and ``decode``; trained in place, every parameter that wants a
-            gradient.
+            gradient and that the loss depends on.
         images: (N, ...) uint8, or float32.
         objective: the loss.
         batch_size: images per step.
@@ -62,7 +63,7 @@ def make_engine(
     latent_dim = latent_size(model, to_unit(images[:1]))
     precision = choose(amp, device)
     notes = [f"--amp: {precision.reason}"] if amp else []
-    adam = AdamState.of([p for p in model.parameters() if p.requires_grad], lr)
+    adam = AdamState.of(reached(model, objective, to_unit(images[:2]), latent_dim), lr)
 
     def engine(step: Step) -> StepEngine:
         return StepEngine(model, images, step, adam, batch_size, latent_dim)
