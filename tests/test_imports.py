@@ -27,7 +27,7 @@ FLOORS = [
         "data",
         "strokes",
     }
-    | {"model", "elbo", "machine", "trial"},
+    | {"model", "elbo", "machine", "trial", "processes"},
     {"fast", "reference", "checkpoint"},
     {"trainer", "evaluation"},
     {"pictures"},

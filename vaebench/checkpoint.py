@@ -103,6 +103,25 @@ class RunFolder:
             temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
+class NoFolder(RunFolder):
+    """Stands in for a run folder in a process that is not to write it: nothing comes of it."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path, self.made = Path(path), []
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing was made."""
+
+    def add_metrics(self, record: Mapping[str, Any]) -> None:
+        """Write nothing."""
+
+    def write_model(self, model: torch.nn.Module) -> None:
+        """Write nothing."""
+
+    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write nothing."""
+
+
 def load(run_dir: str | os.PathLike[str]) -> VAE:
     """Load a run's model, on the CPU and in eval mode, ready to encode, decode and sample.
 

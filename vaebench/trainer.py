@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -25,6 +26,7 @@ from vaebench.fast.denormals import run_flushed
 from vaebench.fast.loader import to_unit
 from vaebench.machine import count_flops, resolve_device, synchronize
 from vaebench.model import as_vae, latent_size, likelihood_of
+from vaebench.processes import Group, count
 from vaebench.reference import ReferenceEngine
 from vaebench.trial import device_of, try_out, untouched
 
@@ -125,6 +127,10 @@ def fit(
         progress: show a bar on stderr.
         on_epoch: called after each epoch with its record.
 
+    Where torch.distributed is initialised, its processes train together: each calls this with the
+    same arguments and images, trains its part of every batch, and is given the same result, but
+    for rounding that of one process. The first one's initial weights count; it alone evaluates.
+
     Returns:
         History: a record per epoch, the time split, what was asked for and what really ran.
 
@@ -155,45 +161,67 @@ def fit(
                 f"{tuple(images.shape[1:])}: make them alike"
             )
     device_of(model)
+    _check_processes(count(), model, batch_size, engine)
     flush = flush_denormal and target.type == "cpu"
     history = History(
         requested={"engine": engine, "compile": compile, "amp": amp, "device": str(device)},
         actual={"engine": engine, "device": str(target), "flush_denormal": flush},
     )
     stop = threading.Event()
+    group = Group(target) if count() > 1 else None
+    leads = group is None or group.rank == 0
 
     def train() -> None:
         with _timed(history, "compile"):
             model.to(target)
+            if group:
+                settings = (epochs, batch_size, lr, objective, seed, compile, amp, flush)
+                group.check_alike("their settings", *settings, images.shape, images.dtype)
+                group.check_alike("their images", images.double().sum().item())
+                group.check_alike("their model", str(model))
+                group.copy_from_first([*model.parameters(), *model.buffers()])
             sizes = {batch_size, len(images) % batch_size} - {0}
             latent_dim = try_out(model, objective, to_unit(images[:2].to(target)), sizes)
-            build = _build_reference if engine == "reference" else make_engine
+            build = _build_reference if engine == "reference" else partial(make_engine, group=group)
             trainee, actual, notes = build(
                 model, images, objective, batch_size, lr, target, compile=compile, amp=amp
             )
+            if group:
+                group.check_alike("what could be compiled", actual)
+                actual = {**actual, "processes": group.size}
+                notes = [*notes, f"{group.size} processes took parts of each batch of {batch_size}"]
             synchronize(target)
             history.flops_per_image = training_flops(model, images)
         history.actual |= actual
         history.notes += notes
         numbers = _Numbers(len(images), latent_dim, batch_size, seed, target)
         with _bar(epochs * len(images), progress) as bar:
-            while len(history.epochs) < epochs and not stop.is_set():
+            while len(history.epochs) < epochs and not (
+                group.any(stop.is_set()) if group else stop.is_set()
+            ):
                 record = _train_epoch(trainee, numbers, history, bar)
                 if test_images is not None:
                     with _timed(history, "eval"):
-                        test = evaluate(
-                            model,
-                            test_images,
-                            likelihood=objective.likelihood,
-                            sigma=sigma,
-                            seed=seed,
-                        )
-                    record = dataclasses.replace(record, test_elbo=test.elbo)
+                        elbo = math.nan
+                        if leads:
+                            elbo = evaluate(
+                                model,
+                                test_images,
+                                likelihood=objective.likelihood,
+                                sigma=sigma,
+                                seed=seed,
+                            ).elbo
+                        elbo = group.first_says(elbo) if group else elbo
+                    record = dataclasses.replace(record, test_elbo=elbo)
                 history.epochs.append(record)
                 if on_epoch:
                     on_epoch(record)
 
-    run_flushed(train, flush=flush, on_interrupt=stop.set)
+    try:
+        run_flushed(train, flush=flush, on_interrupt=stop.set)
+    finally:
+        if group:
+            group.close()
     if len(history.epochs) < epochs:
         raise TrainingInterrupted(history)
     return history
@@ -290,6 +318,26 @@ def _check_modes(amp: str | None, engine: str, compile: bool) -> None:
     check_switch("compile", compile)
     if engine == "reference" and (compile or amp):
         raise InputError("the reference engine is plain eager float32: drop compile and amp")
+
+
+def _check_processes(processes: int, model: nn.Module, batch_size: int, engine: str) -> None:
+    """Raise InputError for what several processes together cannot do as one does."""
+    if processes == 1:
+        return
+    if engine == "reference":
+        raise InputError(
+            f"the reference engine trains in one process, not in {processes}: use engine fast"
+        )
+    if batch_size < processes:
+        raise InputError(
+            f"batch_size is {batch_size}, for {processes} processes: give each at least one image"
+        )
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    if any(isinstance(module, norms) for module in model.modules()):
+        raise InputError(
+            f"{type(model).__name__} has batch norm, which would see a part of each batch only "
+            f"in {processes} processes: use GroupNorm or LayerNorm, or train in one process"
+        )
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """The ladder of techniques; the only place where they are combined.
 
 One technique, one file, one word: ``loader`` (data resident on the device), ``adam`` (fused),
-``precision`` (``amp``), ``compiled`` (``compile``), ``denormals`` (``flush_denormal``, applied by
-the trainer, since it is a setting of threads). To remove one, delete its file and its line here.
+``precision`` (``amp``), ``compiled`` (``compile``), ``parallel`` (several processes),
+``denormals`` (``flush_denormal``, applied by the trainer, since it is a setting of threads). To
+remove one, delete its file and its line here.
 """
 
 import warnings
@@ -12,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from vaebench.elbo import Objective
-from vaebench.fast.adam import AdamState
+from vaebench.fast.adam import AdamState, update
 from vaebench.fast.compiled import CompiledStep, CompileError
 from vaebench.fast.loader import gather, to_unit
-from vaebench.fast.precision import choose
-from vaebench.fast.step import Step, StepEngine, make_step
+from vaebench.fast.parallel import ParallelEngine, ParallelStep, exchange
+from vaebench.fast.precision import Precision, choose
+from vaebench.fast.step import Step, StepEngine, alone, make_step
 from vaebench.model import latent_size
+from vaebench.processes import Group
 from vaebench.trial import reached
 
 
@@ -43,6 +46,7 @@ def make_engine(
     *,
     compile: bool = False,
     amp: str | None = None,
+    group: Group | None = None,
 ) -> Built:
     """Put model and images on the device and build the fast engine for them, warmed up.
 
@@ -57,20 +61,31 @@ def make_engine(
         compile: compile the step. If that cannot be done the engine runs eagerly, with a warning
             and a note.
         amp: None, ``"auto"`` or ``"bf16"``; see :mod:`vaebench.fast.precision`.
+        group: the processes that train together, each with all of the images; None: this one.
     """
     model.to(device)
     images = images.to(device)
     latent_dim = latent_size(model, to_unit(images[:1]))
     precision = choose(amp, device)
+    if group:  # one decision, by one measurement
+        bf16 = group.first_says(float(precision.dtype is not None))
+        precision = Precision(torch.bfloat16 if bf16 else None, precision.reason)
     notes = [f"--amp: {precision.reason}"] if amp else []
     adam = AdamState.of(reached(model, objective, to_unit(images[:2]), latent_dim), lr)
 
     def engine(step: Step) -> StepEngine:
-        return StepEngine(model, images, step, adam, batch_size, latent_dim)
+        words = (adam, batch_size, latent_dim)
+        if group is None:
+            return StepEngine(model, images, step, *words)
+        return ParallelEngine(group, model, images, ParallelStep(step, idle, group), *words)
 
-    step = make_step(model, objective, adam, gather, precision.dtype)
+    def idle() -> None:
+        update(adam, exchange(tuple(torch.zeros_like(p) for p in adam.params), 0))
+
+    step = make_step(model, objective, adam, gather, precision.dtype, exchange if group else alone)
     if compile:
-        built = engine(CompiledStep(step, batch_size))
+        part = group.share(batch_size) if group else slice(0, batch_size)
+        built = engine(CompiledStep(step, part.stop - part.start))
         try:
             built.warm_up()
             return Built(built, {"compile": True, "amp": precision.name}, notes)

@@ -17,6 +17,13 @@ from vaebench.model import as_vae
 # (images, index (B,) int64, eps (B, Z), totals (2,) float64): trains one step on the images at
 # index and adds the sums of recon and kl, in nats, to totals.
 Step = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+# (gradients of the mean loss over some images, their number): the gradients to update by.
+Exchange = Callable[[tuple[Tensor, ...], int], tuple[Tensor, ...]]
+
+
+def alone(grads: tuple[Tensor, ...], images: int) -> tuple[Tensor, ...]:
+    """Update by these very gradients: there is no other process to exchange them with."""
+    return grads
 
 
 def make_step(
@@ -25,6 +32,7 @@ def make_step(
     adam: AdamState,
     gather: Callable[[Tensor, Tensor], Tensor],
     autocast: torch.dtype | None,
+    exchange: Exchange = alone,
 ) -> Step:
     """Build the step function. ``autocast`` is the dtype for matrix products, None for float32."""
     vae = as_vae(model)
@@ -39,7 +47,7 @@ def make_step(
         ):
             recon, kl = elbo_terms(vae, objective, x, eps)
         grads = torch.autograd.grad(objective.loss(recon, kl), adam.params)
-        update(adam, grads)
+        update(adam, exchange(grads, len(index)))
         totals += torch.stack((recon.detach().sum(), kl.detach().sum()))
 
     return step
