@@ -97,8 +97,8 @@ def joined() -> Iterator[None]:
         dist.init_process_group("gloo", rank=rank, world_size=size, timeout=MEETING)
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"process {rank} of {size} did not meet the others at {address}:{port} "
-            f"({_first_line(error)}): see that all are started, with one address and port"
+            f"the {size} processes did not meet at {address}:{port} ({_first_line(error)}): see "
+            "that all are started, with one address and port"
         ) from error
     try:
         yield
@@ -213,8 +213,8 @@ def _communicate(call: Callable[[], object]) -> None:
         call()
     except RuntimeError as error:
         raise TrainingError(
-            f"process {dist.get_rank()} of {dist.get_world_size()} stopped: another one ended or "
-            f"did not answer ({_first_line(error)}); its own message says why"
+            f"another of the {dist.get_world_size()} processes ended or did not answer "
+            f"({_first_line(error)}): its own message says why; epochs that were finished are kept"
         ) from error
 
 

@@ -92,10 +92,10 @@ def main(argv: list[str] | None = None) -> int:
         logging.getLogger("vaebench").setLevel("WARNING" if config.quiet else "INFO")
         return train(config)
     except InputError as error:
-        print(f"vaebench: {error}", file=sys.stderr)
+        _complain(error)
         return 2
     except TrainingError as error:
-        print(f"vaebench: {error}", file=sys.stderr)
+        _complain(error)
         return 1
     except KeyboardInterrupt:
         print("vaebench: interrupted; epochs that were finished are kept", file=sys.stderr)
@@ -103,6 +103,12 @@ def main(argv: list[str] | None = None) -> int:
         # Not by way of the interpreter's end: the training thread may still be computing, and
         # torch aborts when it is torn down under way.
         os._exit(130)
+
+
+def _complain(error: Exception) -> None:
+    # One write, so that the lines of several processes do not mix.
+    who = f"process {os.environ['RANK']}: " if os.environ.get("RANK", "0") != "0" else ""
+    sys.stderr.write(f"vaebench: {who}{error}\n")
 
 
 def train(config: TrainConfig) -> int:
