@@ -52,6 +52,12 @@ def small_vae(**words: Any) -> vaebench.VAE:
     return vaebench.VAE(**{**RECIPE, **words})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _warm() -> None:
+    """Load what is loaded when first used: no case is to be blamed for it."""
+    vaebench.fit(small_vae(), pixels(), batch_size=8, epochs=1, device="cpu")
+
+
 def refusal(call: Callable[[], object], *words: str) -> None:
     """The call raises one InputError: one printable line that holds the words, in bounded time."""
     start = time.monotonic()

@@ -223,6 +223,24 @@ def test_gradients_are_weighted_by_images(monkeypatch: pytest.MonkeyPatch) -> No
                     torch.testing.assert_close(found, g.mean(0))
 
 
+def test_the_exchange_is_a_part_of_a_compiled_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captured without a break, and done anew at each run: with a process that has the same."""
+
+    class Twin:
+        def add_up(self, flat: torch.Tensor) -> None:
+            flat.mul_(2)
+            done.append(flat.numel())
+
+    done: list[int] = []
+    monkeypatch.setattr("vaebench.processes._active", [Twin()])
+    captured = torch.compile(exchange, backend="aot_eager", fullgraph=True)
+    grads = (torch.randn(3, 4), torch.randn(5))
+    for _ in range(2):
+        for found, grad in zip(captured(grads, 7), grads, strict=True):
+            torch.testing.assert_close(found, grad)
+    assert done == [18, 18]
+
+
 @pytest.mark.parametrize("n", [0, 1, 2, 5, 60, 61])
 def test_shares_are_parts_of_a_whole(n: int) -> None:
     parts = []

@@ -176,10 +176,7 @@ def fit(
             model.to(target)
             if group:
                 settings = (epochs, batch_size, lr, objective, seed, compile, amp, flush)
-                group.check_alike("their settings", *settings, images.shape, images.dtype)
-                group.check_alike("their images", images.double().sum().item())
-                group.check_alike("their model", str(model))
-                group.copy_from_first([*model.parameters(), *model.buffers()])
+                _set_out_alike(group, model, images, settings)
             sizes = {batch_size, len(images) % batch_size} - {0}
             latent_dim = try_out(model, objective, to_unit(images[:2].to(target)), sizes)
             build = _build_reference if engine == "reference" else partial(make_engine, group=group)
@@ -338,6 +335,16 @@ def _check_processes(processes: int, model: nn.Module, batch_size: int, engine: 
             f"{type(model).__name__} has batch norm, which would see a part of each batch only "
             f"in {processes} processes: use GroupNorm or LayerNorm, or train in one process"
         )
+
+
+def _set_out_alike(
+    group: Group, model: nn.Module, images: Tensor, settings: tuple[object, ...]
+) -> None:
+    """Give all processes the first one's weights; InputError if they differ in anything else."""
+    group.check_alike("their settings", *settings, images.shape, images.dtype)
+    group.check_alike("their images", images.double().sum().item())
+    group.check_alike("their model", str(model))
+    group.copy_from_first([*model.parameters(), *model.buffers()])
 
 
 @contextlib.contextmanager
