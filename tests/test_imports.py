@@ -15,8 +15,8 @@ MODULES = {
 }
 # The lowest floor first; a module imports from floors below its own, or from its own.
 FLOORS = [
-    {"errors", "config", "schedule", "engine", "idx", "arrays", "files", "download", "data"}
-    | {"strokes", "binarize", "model", "elbo", "machine"},
+    {"errors", "checks", "config", "schedule", "engine", "idx", "arrays", "files", "download"}
+    | {"data", "strokes", "binarize", "model", "elbo", "machine", "trial", "processes"},
     {"fast", "reference", "checkpoint"},
     {"trainer", "evaluation"},
     {"pictures"},

@@ -4,12 +4,21 @@ No torch in this room: the command line is checked before torch is loaded.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from vaebench.checks import (
+    WIDEST,
+    check_choice,
+    check_count,
+    check_counts,
+    check_real,
+    check_seed,
+    check_switch,
+    check_text,
+)
 from vaebench.errors import InputError
 
 LIKELIHOODS = ("bernoulli", "gaussian")
@@ -20,6 +29,10 @@ OBJECTIVES = ("vae", "iwae")
 BINARIZE = ("none", "threshold", "static", "dynamic")
 ENGINES = ("fast", "reference")
 AMP_MODES = ("auto", "bf16")
+
+
+# What would take years or every thread there is, and is a slip of the finger.
+_MOST = {"epochs": 10**9, "latent_dim": WIDEST, "threads": 1024}
 
 
 def option(default: Any, help: str, **argparse_words: Any) -> Any:
@@ -103,19 +116,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "latent_dim", "samples"):
-            check_count(name, getattr(self, name))
-        if not self.hidden_dim:
-            raise InputError("--hidden-dim is empty: give at least one width, e.g. 400")
-        for width in self.hidden_dim:
-            check_count("hidden_dim", width)
+            _check_count(name, getattr(self, name))
+        check_counts("--hidden-dim", self.hidden_dim, most=WIDEST)
         if self.threads is not None:
-            check_count("threads", self.threads)
+            _check_count("threads", self.threads)
         _check_real("lr", self.lr, positive=True)
         _check_real("adam_eps", self.adam_eps, positive=True)
         _check_real("sigma", self.sigma, positive=True)
         _check_real("beta", self.beta, positive=False)
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"--seed is {self.seed}: it must lie in 0 .. 2**63 - 1")
+        check_seed("--seed", self.seed)
         _check_choice("workload", self.workload, tuple(WORKLOADS))
         _check_choice("activation", self.activation, ACTIVATIONS)
         _check_choice("likelihood", self.likelihood, LIKELIHOODS)
@@ -136,6 +145,22 @@ class TrainConfig:
             raise InputError(
                 "--engine reference is plain eager float32: drop --compile and --amp, "
                 "or use --engine fast"
+            )
+        self._check_kinds()
+
+    def _check_kinds(self) -> None:
+        """What the command line's own parser sees to, but a caller of the library may get wrong."""
+        for name in ("data", "device"):
+            check_text(_flag(name), getattr(self, name))
+        for name in ("data_dir", "out"):
+            if getattr(self, name) is not None:
+                check_text(_flag(name), getattr(self, name))
+        for name in ("compile", "sparse", "flush_denormal", "plot", "quiet"):
+            check_switch(_flag(name), getattr(self, name))
+        if self.likelihood == "bernoulli" and self.sigma != 1:
+            raise InputError(
+                f"--sigma {self.sigma} belongs to the Gaussian likelihood: "
+                "add --likelihood gaussian, or drop --sigma"
             )
 
 
@@ -238,19 +263,12 @@ def _flag(name: str) -> str:
 
 
 def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
-    if value not in accepted:
-        raise InputError(f"{_flag(name)} is {value!r}: choose from {', '.join(accepted)}")
+    check_choice(_flag(name), value, accepted)
 
 
-def check_count(name: str, value: int) -> None:
-    """Raise InputError unless the option ``name`` is a whole number of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{_flag(name)} is {value!r}: it must be a whole number of at least 1")
+def _check_count(name: str, value: int) -> None:
+    check_count(_flag(name), value, most=_MOST.get(name))
 
 
 def _check_real(name: str, value: float, *, positive: bool) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise InputError(f"{_flag(name)} is {value!r}: it must be a number")
-    if not math.isfinite(value) or value < 0 or (positive and value == 0):
-        bound = "above 0" if positive else "of 0 or more"
-        raise InputError(f"{_flag(name)} is {value}: it must be a finite number {bound}")
+    check_real(_flag(name), value, zero=not positive)

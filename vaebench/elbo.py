@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vaebench.checks import check_choice, check_count, check_real
 from vaebench.errors import InputError
 from vaebench.model import EncoderDecoder
 
@@ -35,16 +36,11 @@ class Objective:
     samples: int = 1
 
     def __post_init__(self) -> None:
-        if self.likelihood not in ("bernoulli", "gaussian"):
-            raise InputError(f"likelihood is {self.likelihood!r}: choose from bernoulli, gaussian")
-        if not (math.isfinite(self.sigma) and self.sigma > 0):
-            raise InputError(f"sigma is {self.sigma}: it must be a finite number above 0")
-        if not (math.isfinite(self.beta) and self.beta >= 0):
-            raise InputError(f"beta is {self.beta}: it must be a finite number of 0 or more")
-        if self.bound not in ("vae", "iwae"):
-            raise InputError(f"objective is {self.bound!r}: choose from vae, iwae")
-        if self.samples < 1:
-            raise InputError(f"samples is {self.samples}: it must be at least 1")
+        check_choice("likelihood", self.likelihood, ("bernoulli", "gaussian"))
+        check_real("sigma", self.sigma)
+        check_real("beta", self.beta, zero=True)
+        check_choice("objective", self.bound, ("vae", "iwae"))
+        check_count("samples", self.samples)
         if self.bound == "iwae" and self.beta != 1:
             raise InputError(
                 f"beta is {self.beta}: the importance-weighted bound has no separate KL to weigh; "

@@ -19,7 +19,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vaebench.config import check_count
+from vaebench.checks import check_count, check_seed
 from vaebench.errors import InputError
 from vaebench.train import Parser
 
@@ -63,9 +63,8 @@ def parse(argv: list[str]) -> "argparse.Namespace":
     args = parser.parse_args(argv)
     for name in ("samples", "images", "batch_size", "threads"):
         if getattr(args, name) is not None:
-            check_count(name, getattr(args, name))
-    if not 0 <= args.seed < 2**63:
-        raise InputError(f"--seed is {args.seed}: it must lie in 0 .. 2**63 - 1")
+            check_count("--" + name.replace("_", "-"), getattr(args, name))
+    check_seed("--seed", args.seed)
     return args
 
 

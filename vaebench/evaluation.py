@@ -7,11 +7,14 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from vaebench.arrays import as_images
+from vaebench.checks import check_count, check_seed
 from vaebench.elbo import Objective, kl_per_latent, log_prior_ratio, reparameterise
 from vaebench.engine import EVALUATION, random_stream
 from vaebench.errors import InputError
 from vaebench.fast.loader import to_unit
 from vaebench.model import as_vae, latent_size, likelihood_of
+from vaebench.trial import device_of
 
 # Burda et al. 2015, section 5.1: a latent is active if Var_x(E[z|x]) is above this.
 ACTIVE = 1e-2
@@ -67,7 +70,7 @@ def evaluate(
 
     Args:
         model: module with ``encode`` and ``decode``; evaluated on its parameters' device.
-        images: (N, ...) uint8, scaled to [0, 1], or float32; on any device.
+        images: (N, ...) uint8, scaled to [0, 1], or floating; tensor or NumPy array, on any device.
         samples: z drawn per image, K; 5,000 is usual for a log-likelihood.
         likelihood: ``"bernoulli"`` or ``"gaussian"``; default: the model's own, else Bernoulli.
         sigma: standard deviation of the Gaussian likelihood.
@@ -78,13 +81,17 @@ def evaluate(
 
     Returns:
         Evaluation with ``elbo``, ``recon``, ``kl``, ``log_likelihood``, in nats per image.
+
+    Raises:
+        InputError: an argument that cannot be; says which, and what is accepted.
     """
-    if samples < 1:
-        raise InputError(f"samples is {samples}: it must be at least 1")
-    if len(images) == 0:
-        raise InputError("there are no images to evaluate: give at least one")
-    objective = Objective(likelihood or likelihood_of(model), sigma)
-    device = next(model.parameters()).device
+    samples = check_count("samples", samples)
+    batch_size = check_count("batch_size", batch_size)
+    seed = check_seed("seed", seed)
+    as_vae(model)
+    objective = Objective(likelihood_of(model) if likelihood is None else likelihood, sigma)
+    images = check_images(images, objective, "images")
+    device = device_of(model)
     x = to_unit(images.to(device))
     latent_size(model, x[:1])  # refuses what does not fit
     generator = random_stream(seed, EVALUATION, device)
@@ -151,3 +158,21 @@ def _log_likelihoods(
     """Log p(x|z) of every image for its z, (N,)."""
     parts = zip(x.split(batch_size), z.split(batch_size), strict=True)
     return torch.cat([objective.value(as_vae(model).decode(codes), part) for part, codes in parts])
+
+
+def check_images(images: Tensor, objective: Objective, name: str) -> Tensor:
+    """Check an array of images and that the likelihood can take its values; give it as a tensor.
+
+    Raises:
+        InputError: see :func:`vaebench.data.as_images`; or floats outside [0, 1] for a Bernoulli
+            likelihood.
+    """
+    images = as_images(images)
+    if objective.likelihood == "bernoulli" and images.is_floating_point():
+        low, high = images.min().item(), images.max().item()
+        if low < 0 or high > 1:
+            raise InputError(
+                f"{name} holds values from {low:.4g} to {high:.4g}: a Bernoulli likelihood takes "
+                "[0, 1] or uint8; rescale them, or use the gaussian likelihood"
+            )
+    return images

@@ -1,5 +1,6 @@
 """The machine we run on: devices and threads, fingerprint, measured peak, a true clock."""
 
+import contextlib
 import math
 import os
 import platform
@@ -20,6 +21,8 @@ def resolve_device(name: str | torch.device) -> torch.device:
     Raises:
         InputError: no such device; says which there are.
     """
+    if not isinstance(name, str | torch.device):
+        raise InputError(f"device {name!r} is not known: choose from auto, cpu, cuda, cuda:N")
     count = torch.cuda.device_count()
     if name == "auto":
         name = "cuda" if count else "cpu"
@@ -29,7 +32,7 @@ def resolve_device(name: str | torch.device) -> torch.device:
         raise InputError(
             f"device {name!r} is not known: choose from auto, cpu, cuda, cuda:N"
         ) from None
-    if device.type == "cpu":
+    if device.type == "cpu" and not device.index:
         return torch.device("cpu")
     if device.type != "cuda":
         raise InputError(f"device {name!r} is not supported: choose from auto, cpu, cuda, cuda:N")
@@ -64,6 +67,38 @@ def _cgroup_quota() -> float:
         return quota_us / period_us if quota_us > 0 else math.inf
     except (OSError, ValueError):
         return math.inf
+
+
+def require_memory(make: Callable[[], torch.nn.Module], device: torch.device) -> None:
+    """Raise InputError if a model is too large to be trained here; says how large it may be.
+
+    ``make`` builds the model. It is called where tensors take no memory: asked for more than there
+    is, a system may grant it, and end the process once it is used.
+    """
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in make().parameters())
+    needed = 16 * parameters  # float32: the parameter, its gradient and Adam's two moments
+    free = free_memory(device)
+    if needed > free:
+        raise InputError(
+            f"the model has {parameters:,} parameters, which take {needed / 1e9:,.1f} GB to train, "
+            f"and {device} has {free / 1e9:,.1f} GB free: make --hidden-dim or --latent-dim smaller"
+        )
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that can still be had on the device; infinity where the system does not tell."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    free = math.inf
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(1024.0 * int(s.split()[1]) for s in lines if s.startswith("MemAvailable"))
+    with contextlib.suppress(OSError, ValueError):  # "max", where the cgroup sets no limit
+        base = Path("/sys/fs/cgroup")
+        limit = int((base / "memory.max").read_text())
+        free = min(free, float(limit - int((base / "memory.current").read_text())))
+    return free
 
 
 def synchronize(device: torch.device) -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vaebench.checks import WIDEST, check_choice, check_count, check_counts
 from vaebench.errors import InputError
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -55,17 +56,12 @@ class VAE(nn.Module):
         likelihood: str = "bernoulli",
     ) -> None:
         super().__init__()
-        if not image_shape or min(image_shape) < 1:
-            raise InputError(f"image_shape is {tuple(image_shape)}: every side must be at least 1")
-        if not hidden_dims or min(hidden_dims) < 1:
-            raise InputError(f"hidden_dims is {tuple(hidden_dims)}: give widths of at least 1")
-        if latent_dim < 1:
-            raise InputError(f"latent_dim is {latent_dim}: it must be at least 1")
-        if activation not in ACTIVATIONS:
-            raise InputError(f"activation is {activation!r}: choose from {', '.join(ACTIVATIONS)}")
-        if likelihood not in ("bernoulli", "gaussian"):
-            raise InputError(f"likelihood is {likelihood!r}: choose from bernoulli, gaussian")
-        self.image_shape = tuple(image_shape)
+        image_shape = check_counts("image_shape", image_shape)
+        hidden_dims = check_counts("hidden_dims", hidden_dims, most=WIDEST)
+        latent_dim = check_count("latent_dim", latent_dim, most=WIDEST)
+        check_choice("activation", activation, tuple(ACTIVATIONS))
+        check_choice("likelihood", likelihood, ("bernoulli", "gaussian"))
+        self.image_shape = image_shape
         self.latent_dim = latent_dim
         self.likelihood = likelihood
         widths = [math.prod(image_shape), *hidden_dims]
@@ -95,6 +91,7 @@ class VAE(nn.Module):
 
         The generator must live on the model's device.
         """
+        check_count("n", n)
         weight = self.output.weight
         z = torch.randn(n, self.latent_dim, generator=generator, device=weight.device)
         return self.pixels(self.decode(z.to(weight.dtype)))
@@ -117,6 +114,10 @@ def as_vae(model: nn.Module) -> EncoderDecoder:
     Raises:
         InputError: the module has no ``encode`` or no ``decode`` method.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"model is {model!r}: it must be a torch.nn.Module, an instance and not its class"
+        )
     for method in ("encode", "decode"):
         if not callable(getattr(model, method, None)):
             raise InputError(
@@ -143,7 +144,10 @@ def latent_size(model: nn.Module, x: Tensor) -> int:
     model.eval()  # batch norm then takes a single image, and keeps its statistics
     try:
         mu, logvar = vae.encode(x)
+        _check_encoded(mu, logvar, x)
         output = vae.decode(mu)
+    except InputError:
+        raise
     except (RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
@@ -151,14 +155,26 @@ def latent_size(model: nn.Module, x: Tensor) -> int:
         ) from error
     finally:
         model.train(was_training)
-    if mu.dim() != 2 or mu.shape != logvar.shape:
-        raise InputError(
-            f"encode gave mu {tuple(mu.shape)} and logvar {tuple(logvar.shape)}: "
-            "both must be (batch, latent)"
-        )
+    _check_floats("decode", output)
     if output.numel() != x.numel():
         raise InputError(
             f"decode gave {output.numel() // len(x)} numbers per image for images of "
             f"{x.numel() // len(x)} pixels: they must be as many"
         )
     return mu.shape[1]
+
+
+def _check_encoded(mu: Tensor, logvar: Tensor, x: Tensor) -> None:
+    _check_floats("encode", mu, logvar)
+    if mu.dim() != 2 or mu.shape != logvar.shape or len(mu) != len(x) or mu.shape[1] == 0:
+        raise InputError(
+            f"encode gave mu {tuple(mu.shape)} and logvar {tuple(logvar.shape)} for {len(x)} "
+            "images: both must be (batch, latent)"
+        )
+
+
+def _check_floats(method: str, *given: object) -> None:
+    for value in given:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            kind = value.dtype if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise InputError(f"{method} gave {kind}: it must give tensors of floats")

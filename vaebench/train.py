@@ -109,10 +109,10 @@ def main(argv: list[str] | None = None) -> int:
         logging.getLogger("vaebench").setLevel("WARNING" if config.quiet else "INFO")
         return train(config)
     except InputError as error:
-        print(f"vaebench: {error}", file=sys.stderr)
+        _complain(error)
         return 2
     except TrainingError as error:
-        print(f"vaebench: {error}", file=sys.stderr)
+        _complain(error)
         return 1
     except KeyboardInterrupt:
         print("vaebench: interrupted; epochs that were finished are kept", file=sys.stderr)
@@ -120,6 +120,12 @@ def main(argv: list[str] | None = None) -> int:
         # Not by way of the interpreter's end: the training thread may still be computing, and
         # torch aborts when it is torn down under way.
         os._exit(130)
+
+
+def _complain(error: Exception) -> None:
+    # One write, so that the lines of several processes do not mix.
+    who = f"process {os.environ['RANK']}: " if os.environ.get("RANK", "0") != "0" else ""
+    sys.stderr.write(f"vaebench: {who}{error}\n")
 
 
 def train(config: TrainConfig) -> int:
@@ -130,24 +136,31 @@ def train(config: TrainConfig) -> int:
     """
     import torch
 
-    from vaebench.checkpoint import RunFolder
+    from vaebench.checkpoint import NoFolder, RunFolder
     from vaebench.data import load_dataset
     from vaebench.machine import available_cpus, process_age, resolve_device
+    from vaebench.processes import in_turn, joined, leads, local_count, own_device
     from vaebench.trainer import TrainingInterrupted
 
-    device = resolve_device(config.device)
-    torch.set_num_threads(config.threads or available_cpus())
+    device = resolve_device(own_device(config.device))
+    torch.set_num_threads(config.threads or max(1, available_cpus() // local_count()))
     out = config.out or f"runs/{config.workload}-{time.strftime('%Y%m%d-%H%M%S')}"
-    with RunFolder(out) as folder:
-        data = load_dataset(config.data, config.data_dir)
-        if data.notice:
+    if not leads():
+        config = dataclasses.replace(config, quiet=True, plot=False)
+    with joined(), RunFolder(out) if leads() else NoFolder(out) as folder:
+        with in_turn():
+            data = load_dataset(config.data, config.data_dir)
+        if data.notice and leads():
             print(f"vaebench: {data.notice}", file=sys.stderr)
         startup = process_age()
         try:
             history, status = _fit(config, data, device, folder), 0
         except TrainingInterrupted as stopped:
-            print(f"vaebench: {stopped}; what was trained is in {folder.path}", file=sys.stderr)
+            if leads():
+                print(f"vaebench: {stopped}; what was trained is in {folder.path}", file=sys.stderr)
             history, status = stopped.history, 130
+        if not leads():
+            return status
         result = _result(config, data, history, startup)
         folder.write_result(result)
     if not config.quiet:
@@ -172,6 +185,7 @@ def _fit(
     from torch import manual_seed
     from tqdm.auto import tqdm
 
+    from vaebench.machine import require_memory
     from vaebench.model import VAE
     from vaebench.trainer import fit
 
@@ -183,6 +197,7 @@ def _fit(
         "likelihood": config.likelihood,
     }
     manual_seed(config.seed)
+    require_memory(lambda: VAE(**recipe), device)
     model = VAE(**recipe)
     folder.write_config(dataclasses.asdict(config), recipe)
 
@@ -247,7 +262,7 @@ def _result(
     from vaebench.machine import fingerprint, peak_flops, process_age
 
     device = torch.device(history.actual["device"])
-    peak = peak_flops(device)
+    peak = peak_flops(device) * history.actual.get("processes", 1)
     last = history.epochs[-1]
     rate = history.images_per_second
     return {

@@ -1,7 +1,6 @@
 """fit(): the only training loop. It hands order and noise to an engine and reads sums back."""
 
 import contextlib
-import copy
 import dataclasses
 import math
 import statistics
@@ -18,19 +17,21 @@ from tqdm.auto import tqdm
 
 from vaebench.binarize import NOTES, Sampler
 from vaebench.binarize import binarize as binarized
+from vaebench.checks import check_choice, check_count, check_real, check_seed, check_switch
 from vaebench.config import BINARIZE, ENGINES, OPTIMIZERS, SCHEDULES, check_amp
-from vaebench.data import as_images
 from vaebench.elbo import Objective, elbo_terms
 from vaebench.engine import TEST_PIXELS, TRAINING, TRAINING_PIXELS, Engine, random_stream
 from vaebench.errors import InputError, TrainingError
-from vaebench.evaluation import evaluate
+from vaebench.evaluation import check_images, evaluate
 from vaebench.fast import make_engine
 from vaebench.fast.denormals import run_flushed
 from vaebench.fast.loader import to_unit
 from vaebench.machine import count_flops, resolve_device, synchronize
 from vaebench.model import as_vae, latent_size, likelihood_of
+from vaebench.processes import Group, count
 from vaebench.reference import ReferenceEngine
 from vaebench.schedule import lr_factor
+from vaebench.trial import device_of, try_out, untouched
 
 # How often the progress bar moves in an epoch; an engine is called once per move.
 MOVES_PER_EPOCH = 20
@@ -145,6 +146,10 @@ def fit(
         progress: show a bar on stderr.
         on_epoch: called after each epoch with its record.
 
+    Where torch.distributed is initialised, its processes train together: each calls this with the
+    same arguments and images, trains its part of every batch, and is given the same result, but
+    for rounding that of one process. The first one's initial weights count; it alone evaluates.
+
     Returns:
         History: a record per epoch, the time split, what was asked for and what really ran.
 
@@ -154,9 +159,20 @@ def fit(
         TrainingInterrupted: Ctrl-C. The epoch under way was finished first.
     """
     target = resolve_device(device)
-    aim = Objective(likelihood or likelihood_of(model), sigma, beta, objective, samples)
-    _check_settings(epochs, batch_size, lr, amp, engine, compile)
-    _check_words(optimizer=optimizer, schedule=schedule, binarize=binarize)
+    as_vae(model)
+    kind = likelihood_of(model) if likelihood is None else likelihood
+    aim = Objective(kind, sigma, beta, objective, samples)
+    epochs, batch_size = check_count("epochs", epochs), check_count("batch_size", batch_size)
+    lr, seed = check_real("lr", lr), check_seed("seed", seed)
+    adam_eps = check_real("adam_eps", adam_eps)
+    _check_modes(amp, engine, compile)
+    check_choice("optimizer", optimizer, OPTIMIZERS)
+    check_choice("schedule", schedule, SCHEDULES)
+    check_choice("binarize", binarize, BINARIZE)
+    check_switch("sparse", sparse)
+    check_switch("flush_denormal", flush_denormal)
+    if on_epoch is not None and not callable(on_epoch):
+        raise InputError(f"on_epoch is {on_epoch!r}: it must be a function of one EpochRecord")
     images = check_images(images, aim, "images")
     if batch_size > len(images):
         raise InputError(
@@ -164,6 +180,13 @@ def fit(
         )
     if test_images is not None:
         test_images = check_images(test_images, aim, "test_images")
+        if test_images.shape[1:] != images.shape[1:]:
+            raise InputError(
+                f"test_images are of shape {tuple(test_images.shape[1:])} each, images of "
+                f"{tuple(images.shape[1:])}: make them alike"
+            )
+    device_of(model)
+    _check_processes(count(), model, batch_size, engine)
     sampler = Sampler(images, seed, target) if binarize == "dynamic" else None
     if binarize != "none":
         images = binarized(images, binarize, TRAINING_PIXELS)
@@ -175,14 +198,20 @@ def fit(
         notes=[NOTES[binarize]] if binarize in NOTES else [],
     )
     stop = threading.Event()
+    group = Group(target) if count() > 1 else None
+    leads = group is None or group.rank == 0
 
     def train() -> None:
         with _timed(history, "compile"):
             model.to(target)
-            latent_dim = latent_size(model, to_unit(images[:1].to(target)))
-            build = (
-                _build_reference if engine == "reference" else partial(make_engine, sparse=sparse)
-            )
+            if group:
+                settings = (epochs, batch_size, lr, optimizer, adam_eps, schedule, aim, binarize)
+                _set_out_alike(group, model, images, (*settings, seed, compile, amp, flush))
+            sizes = {batch_size, len(images) % batch_size} - {0}
+            latent_dim = try_out(model, aim, to_unit(images[:2].to(target)), sizes)
+            build: Callable[..., tuple[Engine, dict[str, Any], list[str]]] = _build_reference
+            if engine == "fast":
+                build = partial(make_engine, sparse=sparse, group=group)
             trainee, actual, notes = build(
                 model,
                 images,
@@ -195,71 +224,68 @@ def fit(
                 optimizer=optimizer,
                 adam_eps=adam_eps,
             )
+            if group:
+                group.check_alike("what could be compiled", actual)
+                actual = {**actual, "processes": group.size}
+                notes = [*notes, f"{group.size} processes took parts of each batch of {batch_size}"]
             synchronize(target)
             history.flops_per_image = training_flops(model, images, samples)
         history.actual |= actual
         history.notes += notes
         numbers = _Numbers(len(images), latent_dim, batch_size, seed, target, samples)
         with _bar(epochs * len(images), progress) as bar:
-            while len(history.epochs) < epochs and not stop.is_set():
+            while len(history.epochs) < epochs and not (
+                group.any(stop.is_set()) if group else stop.is_set()
+            ):
                 epoch = len(history.epochs) + 1
                 trainee.set_lr(lr * lr_factor(schedule, epoch))
                 record = _train_epoch(trainee, numbers, sampler, history, bar)
                 if test_images is not None:
                     with _timed(history, "eval"):
-                        test = evaluate(
-                            model,
-                            test_images,
-                            likelihood=aim.likelihood,
-                            sigma=sigma,
-                            seed=seed,
-                        )
-                    record = dataclasses.replace(record, test_elbo=test.elbo)
+                        elbo = math.nan
+                        if leads:
+                            elbo = evaluate(
+                                model,
+                                test_images,
+                                likelihood=aim.likelihood,
+                                sigma=sigma,
+                                seed=seed,
+                            ).elbo
+                        elbo = group.first_says(elbo) if group else elbo
+                    record = dataclasses.replace(record, test_elbo=elbo)
                 history.epochs.append(record)
                 if on_epoch:
                     on_epoch(record)
 
-    run_flushed(train, flush=flush, on_interrupt=stop.set)
+    try:
+        run_flushed(train, flush=flush, on_interrupt=stop.set)
+    finally:
+        if group:
+            group.close()
     if len(history.epochs) < epochs:
         raise TrainingInterrupted(history)
     return history
 
 
-def check_images(images: Tensor, objective: Objective, name: str) -> Tensor:
-    """Check an array of images and that the likelihood can take its values; give it as a tensor.
-
-    Raises:
-        InputError: see :func:`vaebench.data.as_images`; or floats outside [0, 1] for a Bernoulli
-            likelihood.
-    """
-    images = as_images(images)
-    if objective.likelihood == "bernoulli" and images.is_floating_point():
-        low, high = images.min().item(), images.max().item()
-        if low < 0 or high > 1:
-            raise InputError(
-                f"{name} holds values from {low:.4g} to {high:.4g}: a Bernoulli likelihood takes "
-                "[0, 1] or uint8; rescale them, or use the gaussian likelihood"
-            )
-    return images
-
-
 def training_flops(model: nn.Module, images: Tensor, samples: int = 1) -> float:
     """FLOP of one image's forward and backward pass: matrix products and convolutions.
 
-    Of ``samples`` z per image. Counted by torch on a copy of the model, eagerly, for the dense
-    arithmetic that the model asks for: an engine that saves some of it is credited with all of it.
+    Of ``samples`` z per image. Counted by torch on the model, which is left as it was, eagerly, for
+    the dense arithmetic that the model asks for: an engine that saves some of it is credited with
+    all of it.
     """
     count = min(len(images), 128)
-    model = copy.deepcopy(model)
+    params = [p for p in model.parameters() if p.requires_grad]
     x = to_unit(images[:count].to(next(model.parameters()).device))
     shape = Objective(samples=samples).noise_shape(count, latent_size(model, x[:1]))
     eps = torch.zeros(shape, device=x.device)
 
     def work() -> None:
         recon, kl = elbo_terms(as_vae(model), Objective(likelihood_of(model)), x, eps)
-        (kl - recon).mean().backward()
+        torch.autograd.grad((kl - recon).mean(), params, allow_unused=True)
 
-    return count_flops(work) / count
+    with untouched(model):
+        return count_flops(work) / count
 
 
 class _Numbers:
@@ -358,27 +384,42 @@ def _build_reference(
     return engine, {"compile": compile, "amp": amp or "float32"}, []
 
 
-def _check_settings(
-    epochs: int, batch_size: int, lr: float, amp: str | None, engine: str, compile: bool
-) -> None:
-    if epochs < 1:
-        raise InputError(f"epochs is {epochs}: it must be at least 1")
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}: it must be at least 1")
-    if not (math.isfinite(lr) and lr > 0):
-        raise InputError(f"lr is {lr}: it must be a finite number above 0")
+def _check_modes(amp: str | None, engine: str, compile: bool) -> None:
     check_amp(amp)
-    if engine not in ENGINES:
-        raise InputError(f"engine is {engine!r}: choose from {', '.join(ENGINES)}")
+    check_choice("engine", engine, ENGINES)
+    check_switch("compile", compile)
     if engine == "reference" and (compile or amp):
         raise InputError("the reference engine is plain eager float32: drop compile and amp")
 
 
-def _check_words(**words: str) -> None:
-    accepted = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "binarize": BINARIZE}
-    for name, word in words.items():
-        if word not in accepted[name]:
-            raise InputError(f"{name} is {word!r}: choose from {', '.join(accepted[name])}")
+def _check_processes(processes: int, model: nn.Module, batch_size: int, engine: str) -> None:
+    """Raise InputError for what several processes together cannot do as one does."""
+    if processes == 1:
+        return
+    if engine == "reference":
+        raise InputError(
+            f"the reference engine trains in one process, not in {processes}: use engine fast"
+        )
+    if batch_size < processes:
+        raise InputError(
+            f"batch_size is {batch_size}, for {processes} processes: give each at least one image"
+        )
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    if any(isinstance(module, norms) for module in model.modules()):
+        raise InputError(
+            f"{type(model).__name__} has batch norm, which would see a part of each batch only "
+            f"in {processes} processes: use GroupNorm or LayerNorm, or train in one process"
+        )
+
+
+def _set_out_alike(
+    group: Group, model: nn.Module, images: Tensor, settings: tuple[object, ...]
+) -> None:
+    """Give all processes the first one's weights; InputError if they differ in anything else."""
+    group.check_alike("their settings", *settings, images.shape, images.dtype)
+    group.check_alike("their images", images.double().sum().item())
+    group.check_alike("their model", str(model))
+    group.copy_from_first([*model.parameters(), *model.buffers()])
 
 
 @contextlib.contextmanager

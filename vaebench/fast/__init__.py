@@ -1,9 +1,9 @@
 """The ladder of techniques; the only place where they are combined.
 
 One technique, one file, one word: ``loader`` (data resident on the device), ``adam`` and
-``adagrad`` (fused), ``precision`` (``amp``), ``compiled`` (``compile``), ``sparse``, ``denormals``
-(``flush_denormal``, applied by the trainer, since it is a setting of threads). To remove one,
-delete its file and its line here.
+``adagrad`` (fused), ``precision`` (``amp``), ``compiled`` (``compile``), ``sparse``, ``parallel``
+(several processes), ``denormals`` (``flush_denormal``, applied by the trainer, since it is a
+setting of threads). To remove one, delete its file and its line here.
 """
 
 import contextlib
@@ -18,10 +18,13 @@ from vaebench.fast.adagrad import AdagradState
 from vaebench.fast.adam import AdamState
 from vaebench.fast.compiled import CompiledStep, CompileError, compile_errors
 from vaebench.fast.loader import gather, to_unit
-from vaebench.fast.precision import choose
+from vaebench.fast.parallel import ParallelEngine, ParallelStep, exchange
+from vaebench.fast.precision import Precision, choose
 from vaebench.fast.sparse import with_sparse_input
-from vaebench.fast.step import Optimizer, Step, StepEngine, make_step
+from vaebench.fast.step import Optimizer, Step, StepEngine, alone, make_step
 from vaebench.model import latent_size
+from vaebench.processes import Group
+from vaebench.trial import reached
 
 
 class Built(NamedTuple):
@@ -49,12 +52,13 @@ def make_engine(
     sparse: bool = True,
     optimizer: str = "adam",
     adam_eps: float = 1e-8,
+    group: Group | None = None,
 ) -> Built:
     """Put model and images on the device and build the fast engine for them, warmed up.
 
     Args:
         model: with ``encode`` and ``decode``; trained in place, every parameter that wants a
-            gradient.
+            gradient and that the loss depends on.
         images: (N, ...) uint8, or float32.
         objective: the loss.
         batch_size: images per step.
@@ -67,28 +71,42 @@ def make_engine(
             float32, on the CPU; see :mod:`vaebench.fast.sparse`.
         optimizer: ``"adam"`` or ``"adagrad"``.
         adam_eps: epsilon in Adam's denominator.
+        group: the processes that train together, each with all of the images; None: this one.
     """
     model.to(device)
     images = images.to(device)
     latent_dim = latent_size(model, to_unit(images[:1]))
     precision = choose(amp, device)
+    if group:  # one decision, by one measurement
+        bf16 = group.first_says(float(precision.dtype is not None))
+        precision = Precision(torch.bfloat16 if bf16 else None, precision.reason)
     notes = [f"--amp: {precision.reason}"] if amp else []
     network, light = model, None
-    if compile and sparse and precision.dtype is None:
+    if compile and sparse and not group and precision.dtype is None:
         with contextlib.suppress(CompileError), compile_errors():  # compiling the step will say so
             network, light = with_sparse_input(model, images, to_unit(images[:2]))
     # After it: what the optimiser remembers is laid out in memory as the parameters are.
-    params: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+    params = reached(model, objective, to_unit(images[:2]), latent_dim)
     state: Optimizer = AdamState.of(params, lr, adam_eps)
     if optimizer == "adagrad":
         state = AdagradState.of(params, lr)
 
-    def engine(step: Step) -> StepEngine:
-        return StepEngine(network, images, step, state, batch_size, latent_dim, objective.samples)
+    def idle() -> None:
+        state.update(exchange(tuple(torch.zeros_like(p) for p in params), 0))
 
-    step = make_step(network, objective, state, gather, precision.dtype)
+    def engine(network: nn.Module, step: Step) -> StepEngine:
+        words = (state, batch_size, latent_dim, objective.samples)
+        if group is None:
+            return StepEngine(network, images, step, *words)
+        return ParallelEngine(group, network, images, ParallelStep(step, idle, group), *words)
+
+    def step(network: nn.Module) -> Step:
+        passed_on = exchange if group else alone
+        return make_step(network, objective, state, gather, precision.dtype, passed_on)
+
     if compile:
-        built = engine(CompiledStep(step, batch_size))
+        part = group.share(batch_size) if group else slice(0, batch_size)
+        built = engine(network, CompiledStep(step(network), part.stop - part.start))
         try:
             built.warm_up()
             actual = {"compile": True, "amp": precision.name, "sparse": light is not None}
@@ -96,7 +114,6 @@ def make_engine(
         except CompileError as error:
             warnings.warn(f"{error}; training eagerly", stacklevel=2)
             notes.append(f"--compile: {error}; trained eagerly")
-    network = model
-    built = engine(make_step(model, objective, state, gather, precision.dtype))
+    built = engine(model, step(model))
     built.warm_up()
     return Built(built, {"compile": False, "amp": precision.name, "sparse": False}, notes)

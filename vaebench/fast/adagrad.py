@@ -58,10 +58,11 @@ def _fused_kernel(
     params: list[Tensor], grads: list[Tensor], sums: list[Tensor], step: Tensor, lr: Tensor
 ) -> None:
     """The kernel behind torch.optim.Adagrad(fused=True), which counts in a tensor per parameter."""
+    params, grads, sums = in_memory_order(params, grads, sums)
     torch._fused_adagrad_(
-        in_memory_order(params),
-        in_memory_order(grads),
-        in_memory_order(sums),
+        params,
+        grads,
+        sums,
         [step] * len(params),
         lr=lr,
         lr_decay=0.0,

@@ -3,6 +3,7 @@
 Source: Kingma & Ba, Adam (arXiv 1412.6980), in the form and the defaults of torch.optim.Adam.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -66,11 +67,12 @@ def _fused_kernel(
     eps: float,
 ) -> None:
     """The kernel behind torch.optim.Adam(fused=True), which counts in one tensor per parameter."""
+    params, grads, m, v = in_memory_order(params, grads, m, v)
     torch._fused_adam_(
-        in_memory_order(params),
-        in_memory_order(grads),
-        in_memory_order(m),
-        in_memory_order(v),
+        params,
+        grads,
+        m,
+        v,
         [],  # no AMSGrad
         [step] * len(params),
         lr=lr,
@@ -83,9 +85,14 @@ def _fused_kernel(
     )
 
 
-def in_memory_order(tensors: list[Tensor]) -> list[Tensor]:
-    """Turn weights laid out by columns into contiguous views: of others the kernel makes copies."""
-    return [t if t.is_contiguous() or t.dim() != 2 else t.t() for t in tensors]
+def in_memory_order(params: list[Tensor], *others: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Give weights laid out by columns, and all that goes with them, transposed.
+
+    They are contiguous then; of other tensors the kernels make copies.
+    """
+    columns = [p.dim() == 2 and not p.is_contiguous() for p in params]
+    for tensors in (params, *others):
+        yield [t.t() if turned else t for t, turned in zip(tensors, columns, strict=True)]
 
 
 # The kernel reads the learning rate from a tensor, and in that form torch has not told its

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from vaebench.checks import check_count, check_seed, check_switch
 from vaebench.errors import InputError
+from vaebench.machine import resolve_device
 
 
 def to_unit(x: Tensor) -> Tensor:
@@ -39,7 +41,7 @@ class DeviceLoader:
         device: where everything is kept and yielded; default: where ``images`` is.
 
     Raises:
-        InputError: sizes that do not fit one another.
+        InputError: tensors that cannot be, or sizes that do not fit one another.
 
     Example:
         >>> loader = DeviceLoader(images, labels, batch_size=128, device="cuda")
@@ -57,14 +59,18 @@ class DeviceLoader:
         seed: int = 0,
         device: str | torch.device | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}: it must be at least 1")
-        if len(images) == 0:
-            raise InputError("there are no images: give at least one")
+        batch_size, seed = check_count("batch_size", batch_size), check_seed("seed", seed)
+        check_switch("shuffle", shuffle)
+        check_switch("drop_last", drop_last)
+        _check_images(images)
         for other in others:
+            _check_tensor("a further tensor", other)
             if len(other) != len(images):
-                raise InputError(f"{len(images)} images beside a tensor of length {len(other)}")
-        self.device = images.device if device is None else torch.device(device)
+                raise InputError(
+                    f"{len(images)} images beside a tensor of length {len(other)}: make them as "
+                    "long as each other"
+                )
+        self.device = images.device if device is None else resolve_device(device)
         self.images = images.to(self.device)
         self.others = tuple(other.to(self.device) for other in others)
         self.batch_size = batch_size
@@ -91,3 +97,31 @@ class DeviceLoader:
         if not self.shuffle:
             return torch.arange(n, device=self.device)
         return torch.randperm(n, generator=self.generator, device=self.device)
+
+
+def _check_images(images: object) -> None:
+    _check_tensor("images", images)
+    assert isinstance(images, Tensor)
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise InputError(
+            f"images: element type {images.dtype} is not accepted, only uint8 and floats; scale "
+            "and convert them"
+        )
+    if images.numel() == 0:
+        raise InputError(f"there are no images in shape {tuple(images.shape)}: give at least one")
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise InputError(
+            f"{name}: a {type(value).__name__} is not accepted; give a tensor, for instance "
+            "torch.as_tensor(...)"
+        )
+    if value.layout != torch.strided or value.is_nested or value.is_quantized:
+        raise InputError(
+            f"{name}: only dense tensors are accepted; use .to_dense() or .dequantize()"
+        )
+    if value.is_meta:
+        raise InputError(f"{name}: a tensor on device 'meta' holds no values; give a real one")
+    if value.dim() == 0:
+        raise InputError(f"{name}: a tensor without dimensions is not accepted; give (N, ...)")

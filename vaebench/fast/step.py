@@ -17,6 +17,13 @@ from vaebench.model import as_vae
 # (images, index (B,) int64, eps (B, Z) or (B, k, Z), totals (2,) float64): trains one step on the
 # images at index and adds the sums of recon and kl, in nats, to totals.
 Step = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+# (gradients of the mean loss over some images, their number): the gradients to update by.
+Exchange = Callable[[tuple[Tensor, ...], int], tuple[Tensor, ...]]
+
+
+def alone(grads: tuple[Tensor, ...], images: int) -> tuple[Tensor, ...]:
+    """Update by these very gradients: there is no other process to exchange them with."""
+    return grads
 
 
 class Optimizer(Protocol):
@@ -43,6 +50,7 @@ def make_step(
     optimizer: Optimizer,
     gather: Callable[[Tensor, Tensor], Tensor],
     autocast: torch.dtype | None,
+    exchange: Exchange = alone,
 ) -> Step:
     """Build the step function. ``autocast`` is the dtype for matrix products, None for float32."""
     vae = as_vae(model)
@@ -56,7 +64,8 @@ def make_step(
             device_type, dtype=autocast, enabled=autocast is not None, cache_enabled=False
         ):
             loss, recon, kl = loss_terms(vae, objective, x, eps)
-        optimizer.update(torch.autograd.grad(loss, optimizer.params))
+        grads = torch.autograd.grad(loss, optimizer.params)
+        optimizer.update(exchange(grads, len(index)))
         totals += torch.stack((recon.detach().sum(), kl.detach().sum()))
 
     return step

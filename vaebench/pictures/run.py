@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vaebench.checkpoint import CONFIG, METRICS, RESULT, load
+from vaebench.checkpoint import CONFIG, METRICS, RESULT, load, read_json
 from vaebench.data import ImageSet, load_dataset, load_mnist
 from vaebench.errors import InputError
 from vaebench.fast.loader import to_unit
@@ -34,8 +34,10 @@ class Run:
         self.folder = folder
         self.data_dir = data_dir
         self.model = load(folder)
-        self.config = _read(folder / CONFIG)
-        self.result = _read(folder / RESULT) if (folder / RESULT).exists() else {}
+        self.config = read_json(folder / CONFIG)
+        self.result = read_json(folder / RESULT) if (folder / RESULT).exists() else {}
+        _check_texts(folder / CONFIG, self.config, ("workload", "data"))
+        _check_texts(folder / RESULT, self.result, ("dataset",) if self.result else ())
         self.name = folder.resolve().name
 
     @cached_property
@@ -44,10 +46,12 @@ class Run:
         try:
             lines = (self.folder / METRICS).read_text(encoding="utf-8").splitlines()
             records = [json.loads(line) for line in lines]
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{self.folder / METRICS} cannot be read: {error}") from error
         if not records:
             raise InputError(f"{self.folder / METRICS} is empty: its training did no epoch")
+        for record in records:
+            _check_record(self.folder / METRICS, record)
         return records
 
     @cached_property
@@ -74,7 +78,7 @@ class Run:
         if data != "mnist":
             return load_dataset(data).test
         try:
-            return load_mnist(self.data_dir or self.config["data_dir"], download=False).test
+            return load_mnist(self.data_dir or self.config.get("data_dir"), download=False).test
         except InputError as error:
             raise InputError(
                 f"{error.args[0].split(';')[0]}; the run was trained on it: name its folder by "
@@ -150,11 +154,19 @@ def picture_shape(image_shape: tuple[int, ...]) -> tuple[int, int, int]:
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} is damaged: it holds no object; train again")
-    return value
+def _check_texts(path: Path, values: dict[str, Any], names: tuple[str, ...]) -> None:
+    for name in names:
+        if not isinstance(values.get(name), str):
+            raise InputError(
+                f"{path} is damaged: {name} is {values.get(name)!r}, not a text; train again"
+            )
+
+
+def _check_record(path: Path, record: object) -> None:
+    """Raise InputError unless a line of metrics holds an epoch's numbers."""
+    names = ("epoch", "train_elbo", "test_elbo", "recon", "kl", "seconds")
+    for name in names:
+        value = record.get(name) if isinstance(record, dict) else None
+        absent = value is None and name == "test_elbo" and isinstance(record, dict)
+        if not absent and (not isinstance(value, int | float) or isinstance(value, bool)):
+            raise InputError(f"{path} is damaged: {name} is {value!r}, not a number; train again")

@@ -1,0 +1,70 @@
+"""Data-parallel training: every process takes its part of each batch; gradients are added up.
+
+All processes draw the same order and the same noise from one seed, so the global batches are those
+of a single process, and the result is its result, but for rounding. Between backward and Adam the
+gradients travel in one flat buffer, each process's weighted by its number of images; the last
+number in it counts them. So batches need not divide evenly, and a process may have no image of a
+short last batch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vaebench.engine import Sums
+from vaebench.fast.step import Step, StepEngine
+from vaebench.processes import Group, add_up
+
+
+def exchange(grads: tuple[Tensor, ...], images: int) -> tuple[Tensor, ...]:
+    """Turn gradients of the mean loss over own images into those over all processes' images."""
+    flat = torch.cat([*(grad.reshape(-1) for grad in grads), grads[0].new_ones(1)]) * images
+    add_up(flat)
+    flat = flat / flat[-1]
+    parts = flat[:-1].split([grad.numel() for grad in grads])
+    return tuple(part.view(grad.shape) for part, grad in zip(parts, grads, strict=True))
+
+
+class ParallelStep:
+    """A step of a global batch, of which this process takes its part.
+
+    Args:
+        step: trains on some images, exchanging gradients.
+        idle: takes part in the exchange with no images.
+        group: the processes.
+    """
+
+    def __init__(self, step: Step, idle: Callable[[], None], group: Group) -> None:
+        self.step, self.idle, self.group = step, idle, group
+
+    def __call__(self, images: Tensor, index: Tensor, eps: Tensor, totals: Tensor) -> None:
+        mine = self.group.share(len(index))
+        if mine.start < mine.stop:
+            self.step(images, index[mine], eps[mine], totals)
+        else:
+            self.idle()
+
+
+class ParallelEngine(StepEngine):
+    """A :class:`StepEngine` over a :class:`ParallelStep`; its sums are those of all processes."""
+
+    def __init__(self, group: Group, *args: Any) -> None:
+        super().__init__(*args)
+        self.group = group
+
+    def warm_up(self) -> None:
+        """As alone, without a word to the others: compiling takes each its own time."""
+        self.group.silent = True
+        try:
+            super().warm_up()
+        finally:
+            self.group.silent = False
+
+    def epoch(self, order: Tensor, noise: Tensor) -> Sums:
+        """Train on this process's parts of the batches; give the sums over all parts."""
+        own = super().epoch(order, noise)
+        totals = torch.stack((own.recon, own.kl))
+        self.group.add_up(totals)
+        return Sums(totals[0], totals[1], own.images)
