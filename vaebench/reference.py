@@ -4,6 +4,7 @@ It may be slow, it must be obvious, and it shares no objective code and no optim
 fast path: what is wrong in one of them shows as a difference. It changes only to mend a fault.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -68,6 +69,20 @@ class ReferenceEngine:
             kl_sum += kl.item()
         totals = torch.tensor([recon_sum, kl_sum], dtype=torch.float64)
         return Sums(totals[0], totals[1], len(order))
+
+    def state(self) -> dict[str, Tensor]:
+        """What the optimiser remembers; see :meth:`vaebench.engine.Engine.state`."""
+        memory = self.optimizer.state_dict()["state"]
+        return {f"{i}.{name}": t for i, values in memory.items() for name, t in values.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take it back; see :meth:`vaebench.engine.Engine.load_state`."""
+        memory: dict[int, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            i, name = key.split(".")
+            memory.setdefault(int(i), {})[name] = value.clone()
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": memory, "param_groups": groups})
 
     def log_likelihood(self, output: Tensor, x: Tensor) -> Tensor:
         """Log p(x|z) summed over the batch; a scalar."""

@@ -4,13 +4,13 @@ No state but tensors changed in place, no random numbers, nothing that waits for
 a function can be run eagerly, compiled into one graph, or captured.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from vaebench.elbo import Objective, elbo_terms
-from vaebench.engine import Sums
+from vaebench.engine import Sums, copy_state
 from vaebench.fast.adam import AdamState, update
 from vaebench.model import as_vae
 
@@ -98,3 +98,11 @@ class StepEngine:
         ):
             self.step(self.images, index, eps, totals)
         return Sums(totals[0], totals[1], len(order))
+
+    def state(self) -> dict[str, Tensor]:
+        """What the optimiser remembers; see :meth:`vaebench.engine.Engine.state`."""
+        return self.adam.memory()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take it back, in place; see :meth:`vaebench.engine.Engine.load_state`."""
+        copy_state(state, self.adam.memory())
