@@ -16,9 +16,9 @@ MODULES = {
 # The lowest floor first; a module imports from floors below its own, or from its own.
 FLOORS = [
     {"errors", "config", "engine", "idx", "arrays", "files", "download", "data", "strokes"}
-    | {"model", "elbo", "machine"},
-    {"fast", "reference", "checkpoint"},
-    {"trainer", "evaluation"},
+    | {"model", "elbo", "machine", "settings", "storage", "state"},
+    {"fast", "reference", "checkpoint", "divergence", "memory"},
+    {"trainer", "evaluation", "resume"},
     {"pictures"},
     {"train"},
 ]

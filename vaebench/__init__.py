@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vaebench.evaluation import evaluate as evaluate
     from vaebench.fast.loader import DeviceLoader as DeviceLoader
     from vaebench.model import VAE as VAE
+    from vaebench.resume import Checkpoints as Checkpoints
+    from vaebench.state import TrainState as TrainState
     from vaebench.trainer import EpochRecord as EpochRecord
     from vaebench.trainer import History as History
     from vaebench.trainer import TrainingInterrupted as TrainingInterrupted
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Checkpoints": "resume",
     "Dataset": "data",
     "DeviceLoader": "fast.loader",
     "EpochRecord": "trainer",
@@ -33,6 +36,7 @@ _HOME = {
     "History": "trainer",
     "InputError": "errors",
     "TrainConfig": "config",
+    "TrainState": "state",
     "TrainingInterrupted": "trainer",
     "VAE": "model",
     "evaluate": "evaluation",
@@ -44,6 +48,7 @@ _HOME = {
 
 __all__ = [
     "VAE",
+    "Checkpoints",
     "Dataset",
     "DeviceLoader",
     "EpochRecord",
@@ -51,6 +56,7 @@ __all__ = [
     "History",
     "InputError",
     "TrainConfig",
+    "TrainState",
     "TrainingInterrupted",
     "evaluate",
     "fit",

@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vaebench.config import WORKLOADS, TrainConfig
-from vaebench.errors import InputError, TrainingError
+from vaebench.errors import InputError, ResourceError, TrainingError
+from vaebench.settings import check_images, deciding, is_complete, resumed
 
 if TYPE_CHECKING:
     import torch
 
     from vaebench.checkpoint import RunFolder
     from vaebench.data import Dataset
+    from vaebench.resume import Checkpoints
+    from vaebench.state import TrainState
     from vaebench.trainer import EpochRecord, History
 
 
@@ -33,6 +36,8 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(argv: list[str]) -> TrainConfig:
     """Turn command-line arguments into a TrainConfig, on top of the workload's own defaults.
+
+    With ``--resume``, on top of the run's own settings instead.
 
     Raises:
         InputError: an unknown flag, or a value that cannot be.
@@ -53,6 +58,9 @@ def parse(argv: list[str]) -> TrainConfig:
     given = vars(parser.parse_args(argv))
     if "hidden_dim" in given:
         given["hidden_dim"] = tuple(given["hidden_dim"])
+    run = given.pop("resume", None)
+    if run is not None:
+        return resumed(run, given)
     recipe = WORKLOADS.get(given.get("workload", "mlp"), {})
     return TrainConfig(**{**recipe, **given})
 
@@ -80,7 +88,8 @@ def _argparse_words(field: "dataclasses.Field[Any]", kind: Any) -> dict[str, Any
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; give its exit status.
 
-    0: done. 1: the training went wrong by its numbers. 2: bad input. 130: interrupted.
+    0: done. 1: the training went wrong by its numbers. 2: bad input. 3: the machine could not go
+    on, its disk or memory being full. 130: interrupted.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: finish the epoch
     warnings.showwarning = lambda message, *_, **__: print(f"vaebench: {message}", file=sys.stderr)
@@ -97,6 +106,9 @@ def main(argv: list[str] | None = None) -> int:
     except TrainingError as error:
         print(f"vaebench: {error}", file=sys.stderr)
         return 1
+    except ResourceError as error:
+        print(f"vaebench: {error}", file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         print("vaebench: interrupted; epochs that were finished are kept", file=sys.stderr)
         sys.stdout.flush()
@@ -109,36 +121,72 @@ def train(config: TrainConfig) -> int:
     """Run one training: data, model, fit, run folder, summary; give the exit status.
 
     Raises:
-        InputError, TrainingError: as :func:`vaebench.fit` does. No run folder is left.
+        InputError: as :func:`vaebench.fit` does. No new run folder is left.
+        TrainingError, ResourceError: the same; the message says what is kept.
     """
+    if config.resume and is_complete(config.resume, config.epochs):
+        print(
+            f"vaebench: {config.resume} is complete: its {config.epochs} epochs are trained; "
+            "more: --epochs N",
+            file=sys.stderr,
+        )
+        return 0
     import torch
 
     from vaebench.checkpoint import RunFolder
-    from vaebench.data import load_dataset
-    from vaebench.machine import available_cpus, process_age, resolve_device
-    from vaebench.trainer import TrainingInterrupted
+    from vaebench.machine import available_cpus, resolve_device
 
     device = resolve_device(config.device)
     torch.set_num_threads(config.threads or available_cpus())
-    out = config.out or f"runs/{config.workload}-{time.strftime('%Y%m%d-%H%M%S')}"
-    with RunFolder(out) as folder:
-        data = load_dataset(config.data, config.data_dir)
-        if data.notice:
-            print(f"vaebench: {data.notice}", file=sys.stderr)
-        startup = process_age()
+    out = config.resume or config.out
+    out = out or f"runs/{config.workload}-{time.strftime('%Y%m%d-%H%M%S')}"
+    with RunFolder(out, resume=config.resume is not None) as folder:
         try:
-            history, status = _fit(config, data, device, folder), 0
-        except TrainingInterrupted as stopped:
-            print(f"vaebench: {stopped}; what was trained is in {folder.path}", file=sys.stderr)
-            history, status = stopped.history, 130
-        result = _result(config, data, history, startup)
-        folder.write_result(result)
+            status, result = _run(config, device, folder)
+        except (TrainingError, ResourceError) as error:
+            raise type(error)(f"{error}; {_kept(folder)}") from error
     if not config.quiet:
         print(describe(result))
         print(f"run folder: {folder.path}")
     if config.plot:
         _plot(folder.path, config)
     return status
+
+
+def _run(
+    config: TrainConfig, device: "torch.device", folder: "RunFolder"
+) -> tuple[int, dict[str, Any]]:
+    """Train in a folder that is ours; give the exit status and the result, which is written."""
+    from vaebench.data import load_dataset
+    from vaebench.machine import process_age
+    from vaebench.trainer import TrainingInterrupted
+
+    data = load_dataset(config.data, config.data_dir)
+    if data.notice:
+        print(f"vaebench: {data.notice}", file=sys.stderr)
+    startup = process_age()
+    try:
+        history, status = _fit(config, data, device, folder), 0
+    except TrainingInterrupted as stopped:
+        if not stopped.history.epochs:
+            raise KeyboardInterrupt from None  # nothing to sum up
+        print(
+            f"vaebench: {stopped}; what was trained is in {folder.path}, and "
+            f"--resume {folder.path} goes on with it",
+            file=sys.stderr,
+        )
+        history, status = stopped.history, 130
+    result = _result(config, data, history, startup)
+    folder.write_result(result)
+    return status, result
+
+
+def _kept(folder: "RunFolder") -> str:
+    """Say what is left when a training could not go on."""
+    kept = folder.kept()
+    if kept is None:
+        return "no epoch was finished before"
+    return f"the last good epoch is in {folder.path / kept}"
 
 
 def _plot(run: Path, config: TrainConfig) -> None:
@@ -153,10 +201,10 @@ def _fit(
     config: TrainConfig, data: "Dataset", device: "torch.device", folder: "RunFolder"
 ) -> "History":
     from torch import manual_seed
-    from tqdm.auto import tqdm
 
     from vaebench.model import VAE
-    from vaebench.trainer import fit
+    from vaebench.resume import Checkpoints, mark_of
+    from vaebench.trainer import TrainingInterrupted, fit
 
     recipe: dict[str, Any] = {
         "image_shape": tuple(data.train.images.shape[1:]),
@@ -167,32 +215,81 @@ def _fit(
     }
     manual_seed(config.seed)
     model = VAE(**recipe)
-    folder.write_config(dataclasses.asdict(config), recipe)
+    mark = mark_of(data.train.images, data.test.images)
+    checkpoints = Checkpoints(folder.path, {**deciding(config), "model": recipe, "images": mark})
+    state = None
+    if config.resume:
+        check_images(config.resume, mark)
+        state = checkpoints.newest()
+        if state:
+            state.check(config.epochs, config.engine, device)
+            model.load_state_dict(state.model)
+            folder.write_model(model)
+        folder.write_metrics(checkpoints.metrics)
+    stored = {n: v for n, v in dataclasses.asdict(config).items() if n != "resume"}
+    folder.write_config(stored, recipe, {"name": data.name, "mark": mark})
+    keeper = _Keeper(config, folder, model, checkpoints)
+    try:
+        history = fit(
+            model,
+            data.train.images,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            lr=config.lr,
+            sigma=config.sigma,
+            beta=config.beta,
+            seed=config.seed,
+            device=device,
+            compile=config.compile,
+            amp=config.amp,
+            engine=config.engine,
+            flush_denormal=config.flush_denormal,
+            test_images=data.test.images,
+            progress=not config.quiet,
+            on_state=keeper.keep,
+            resume=state,
+        )
+    except TrainingInterrupted:
+        keeper.close()
+        raise
+    keeper.close()
+    return history
 
-    def on_epoch(record: "EpochRecord") -> None:
-        folder.add_metrics(dataclasses.asdict(record))
-        folder.write_model(model)
-        if not config.quiet:
-            tqdm.write(_epoch_line(record))
 
-    return fit(
-        model,
-        data.train.images,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        lr=config.lr,
-        sigma=config.sigma,
-        beta=config.beta,
-        seed=config.seed,
-        device=device,
-        compile=config.compile,
-        amp=config.amp,
-        engine=config.engine,
-        flush_denormal=config.flush_denormal,
-        test_images=data.test.images,
-        progress=not config.quiet,
-        on_epoch=on_epoch,
-    )
+class _Keeper:
+    """Writes what each epoch leaves in the run folder.
+
+    The checkpoint first: with it the epoch is finished, and all else can be made from it.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: "RunFolder",
+        model: "torch.nn.Module",
+        checkpoints: "Checkpoints",
+    ) -> None:
+        self.config, self.folder, self.model = config, folder, model
+        self.checkpoints = checkpoints
+        self.unsaved: TrainState | None = None
+
+    def keep(self, state: "TrainState") -> None:
+        """Keep an epoch."""
+        from tqdm.auto import tqdm
+
+        self.unsaved = state
+        if self.config.checkpoint_every and len(state.epochs) % self.config.checkpoint_every == 0:
+            self.close()
+        self.folder.add_metrics(dataclasses.asdict(state.epochs[-1]))
+        self.folder.write_model(self.model)
+        if not self.config.quiet:
+            tqdm.write(_epoch_line(state.epochs[-1]))
+
+    def close(self) -> None:
+        """Write the checkpoint of the last epoch, if that is still to be done."""
+        if self.unsaved:
+            self.checkpoints.save(self.unsaved)
+            self.unsaved = None
 
 
 def _epoch_line(record: "EpochRecord") -> str:

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from vaebench.config import ENGINES, check_amp
 from vaebench.data import as_images
+from vaebench.divergence import Refuge, is_finite
 from vaebench.elbo import Objective, elbo_terms
 from vaebench.engine import TRAINING, Engine, random_stream
 from vaebench.errors import InputError, TrainingError
@@ -25,8 +26,10 @@ from vaebench.fast import make_engine
 from vaebench.fast.denormals import run_flushed
 from vaebench.fast.loader import to_unit
 from vaebench.machine import count_flops, resolve_device, synchronize
+from vaebench.memory import explaining_memory
 from vaebench.model import as_vae, latent_size, likelihood_of
 from vaebench.reference import ReferenceEngine
+from vaebench.state import TrainState
 
 # How often the progress bar moves in an epoch; an engine is called once per move.
 MOVES_PER_EPOCH = 20
@@ -102,6 +105,8 @@ def fit(
     test_images: Tensor | None = None,
     progress: bool = False,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    on_state: Callable[[TrainState], None] | None = None,
+    resume: TrainState | None = None,
 ) -> History:
     """Train ``model`` in place by maximising the ELBO with Adam.
 
@@ -124,13 +129,19 @@ def fit(
         test_images: evaluated after each epoch.
         progress: show a bar on stderr.
         on_epoch: called after each epoch with its record.
+        on_state: called after each epoch, before ``on_epoch``, with all that is needed to go on
+            from there; see :class:`vaebench.Checkpoints`.
+        resume: go on from this state, of a training with the same arguments; ``epochs`` counts
+            those already done. On the same machine the result is that of a training never
+            interrupted, bit for bit. What ``amp="auto"`` decided then holds.
 
     Returns:
         History: a record per epoch, the time split, what was asked for and what really ran.
 
     Raises:
         InputError: an argument that cannot be; says which, and what is accepted.
-        TrainingError: the ELBO is no longer finite.
+        TrainingError: the ELBO or the parameters are no longer finite; says in which step.
+        ResourceError: memory ran out; says which batch size fits.
         TrainingInterrupted: Ctrl-C. The epoch under way was finished first.
     """
     target = resolve_device(device)
@@ -144,8 +155,12 @@ def fit(
     if test_images is not None:
         test_images = check_images(test_images, objective, "test_images")
     flush = flush_denormal and target.type == "cpu"
+    requested = {"engine": engine, "compile": compile, "amp": amp, "device": str(device)}
+    if resume:
+        resume.check(epochs, engine, target)
+        amp = resume.amp(amp)
     history = History(
-        requested={"engine": engine, "compile": compile, "amp": amp, "device": str(device)},
+        requested=requested,
         actual={"engine": engine, "device": str(target), "flush_denormal": flush},
     )
     stop = threading.Event()
@@ -163,9 +178,11 @@ def fit(
         history.actual |= actual
         history.notes += notes
         numbers = _Numbers(len(images), latent_dim, batch_size, seed, target)
-        with _bar(epochs * len(images), progress) as bar:
+        if resume:
+            resume.restore(model, trainee, numbers.generators, history)
+        with _bar(epochs * len(images), progress, len(history.epochs) * len(images)) as bar:
             while len(history.epochs) < epochs and not stop.is_set():
-                record = _train_epoch(trainee, numbers, history, bar)
+                record = _train_epoch(model, trainee, numbers, history, bar)
                 if test_images is not None:
                     with _timed(history, "eval"):
                         test = evaluate(
@@ -177,10 +194,13 @@ def fit(
                         )
                     record = dataclasses.replace(record, test_elbo=test.elbo)
                 history.epochs.append(record)
+                if on_state:
+                    on_state(TrainState.of(model, trainee, numbers.generators, history))
                 if on_epoch:
                     on_epoch(record)
 
-    run_flushed(train, flush=flush, on_interrupt=stop.set)
+    with explaining_memory(model, images, objective, batch_size, target):
+        run_flushed(train, flush=flush, on_interrupt=stop.set)
     if len(history.epochs) < epochs:
         raise TrainingInterrupted(history)
     return history
@@ -229,24 +249,32 @@ class _Numbers:
         self, images: int, latent_dim: int, batch_size: int, seed: int, device: torch.device
     ) -> None:
         self.images, self.latent_dim, self.batch_size = images, latent_dim, batch_size
+        self.steps = math.ceil(images / batch_size)  # per epoch
         self.generator = random_stream(seed, TRAINING, device)
+        self.generators = {"training": self.generator}  # all there are: what a resume puts back
 
     def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Draw an epoch; give it in pieces of whole batches, so that a progress bar can move."""
         device = self.generator.device
         order = torch.randperm(self.images, generator=self.generator, device=device)
         noise = torch.randn(self.images, self.latent_dim, generator=self.generator, device=device)
-        steps = math.ceil(self.images / self.batch_size)
-        piece = math.ceil(steps / MOVES_PER_EPOCH) * self.batch_size
+        piece = math.ceil(self.steps / MOVES_PER_EPOCH) * self.batch_size
         return zip(order.split(piece), noise.split(piece), strict=True)
+
+    def batches(self, pieces: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Cut an epoch's pieces into batches."""
+        for order, noise in pieces:
+            yield from zip(order.split(self.batch_size), noise.split(self.batch_size), strict=True)
 
 
 def _train_epoch(
-    trainee: Engine, numbers: _Numbers, history: History, bar: "tqdm[NoReturn]"
+    model: nn.Module, trainee: Engine, numbers: _Numbers, history: History, bar: "tqdm[NoReturn]"
 ) -> EpochRecord:
     start = time.perf_counter()
+    refuge = Refuge(model, trainee)
+    pieces = list(numbers.epoch())
     sums = []
-    for order, noise in numbers.epoch():
+    for order, noise in pieces:
         sums.append(trainee.epoch(order, noise))
         bar.update(len(order))
     # Turning sums into floats waits for the device: only after this is the clock's reading true.
@@ -255,13 +283,24 @@ def _train_epoch(
     seconds = time.perf_counter() - start
     history.seconds["train"] += seconds
     epoch = len(history.epochs) + 1
-    if not math.isfinite(recon - kl):
-        raise TrainingError(
-            f"the training ELBO is {recon - kl} in epoch {epoch} (recon {recon:.4g}, kl {kl:.4g}): "
-            "lower the learning rate, and check the images for outliers"
-        )
+    if not (math.isfinite(recon - kl) and is_finite(model)):
+        # The model is left as the last good epoch made it.
+        step = refuge.first_bad_step(numbers.batches(pieces))
+        raise TrainingError(_what_diverged(recon, kl, epoch, step, numbers.steps))
     bar.set_postfix(elbo=f"{recon - kl:.2f}", refresh=False)
     return EpochRecord(epoch, recon - kl, None, recon, kl, seconds, numbers.images / seconds)
+
+
+def _what_diverged(recon: float, kl: float, epoch: int, step: int | None, steps: int) -> str:
+    if math.isfinite(recon - kl):
+        what = f"parameters are not finite after the {steps} steps of epoch {epoch}"
+    else:
+        where = f"step {step} of {steps}" if step else f"one of the {steps} steps"
+        what = f"the training ELBO is {recon - kl} in epoch {epoch} from {where} on"
+    return (
+        f"{what} (recon {recon:.4g}, kl {kl:.4g}): lower the learning rate, and check the images "
+        "for outliers"
+    )
 
 
 def _build_reference(
@@ -311,6 +350,7 @@ def _timed(history: History, phase: str) -> Iterator[None]:
     history.seconds[phase] += time.perf_counter() - start
 
 
-def _bar(images: int, progress: bool) -> "tqdm[NoReturn]":
+def _bar(images: int, progress: bool, done: int) -> "tqdm[NoReturn]":
     """Show progress on stderr if it is wanted and there is a terminal; tqdm limits its own cost."""
-    return tqdm(total=images, unit=" images", unit_scale=True, disable=None if progress else True)
+    disable = None if progress else True
+    return tqdm(total=images, initial=done, unit=" images", unit_scale=True, disable=disable)
