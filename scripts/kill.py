@@ -153,7 +153,7 @@ def phase(run: Path, config_before: int | None, newest_before: int | None) -> st
         return "writing " + halves[0].removeprefix(".vaebench-").split("-")[0].split(".")[0]
     newest = checkpoints(run)[-1:]
     if not newest or written(newest[0]) == newest_before:
-        return "building, or the first epoch"
+        return "building, or the first epoch since"
     if len(checkpoints(run)) > 2:
         return "after a checkpoint, before the oldest was removed"
     text = (run / "metrics.jsonl").read_text()
@@ -161,7 +161,7 @@ def phase(run: Path, config_before: int | None, newest_before: int | None) -> st
         return "between checkpoint and metrics"
     if (written(run / "model.safetensors") or 0) < (written(newest[0]) or 0):
         return "between metrics and model"
-    return "training or evaluating" if epochs_kept(run) else "building, or the first epoch"
+    return "training or evaluating" if epochs_kept(run) else "building, or the first epoch since"
 
 
 def torment(rig: Rig, run: Path, kills: int, hits: Counter[str]) -> None:

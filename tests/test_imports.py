@@ -16,7 +16,7 @@ MODULES = {
 # The lowest floor first; a module imports from floors below its own, or from its own.
 FLOORS = [
     {"errors", "config", "engine", "idx", "arrays", "files", "download", "data", "strokes"}
-    | {"model", "elbo", "machine", "settings", "storage", "state"},
+    | {"model", "elbo", "machine", "lock", "settings", "storage", "state"},
     {"fast", "reference", "checkpoint", "divergence", "memory"},
     {"trainer", "evaluation", "resume"},
     {"pictures"},

@@ -24,13 +24,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from vaebench.errors import InputError
+from vaebench.lock import LOCK, FolderLock
 from vaebench.model import VAE
 from vaebench.settings import CONFIG as CONFIG
 from vaebench.settings import RESULT as RESULT
 from vaebench.settings import read_json
 from vaebench.storage import (
-    LOCK,
-    FolderLock,
     replacing,
     temporaries,
     write_tensors,

@@ -146,11 +146,26 @@ def train(config: TrainConfig) -> int:
         except (TrainingError, ResourceError) as error:
             raise type(error)(f"{error}; {_kept(folder)}") from error
     if not config.quiet:
-        print(describe(result))
-        print(f"run folder: {folder.path}")
+        _say(describe(result))
+        _say(f"run folder: {folder.path}")
     if config.plot:
         _plot(folder.path, config)
     return status
+
+
+def _say(text: str) -> None:
+    """Print on stdout, beside a progress bar; if nobody can hear it any more, go on in silence."""
+    from tqdm.auto import tqdm
+
+    try:
+        tqdm.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        print(
+            f"vaebench: stdout cannot be written ({error.strerror}): going on without it",
+            file=sys.stderr,
+        )
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(
@@ -194,7 +209,7 @@ def _plot(run: Path, config: TrainConfig) -> None:
 
     for picture in draw(run, options=Options(data_dir=config.data_dir)):
         if not config.quiet:
-            print(f"picture: {picture}")
+            _say(f"picture: {picture}")
 
 
 def _fit(
@@ -275,15 +290,13 @@ class _Keeper:
 
     def keep(self, state: "TrainState") -> None:
         """Keep an epoch."""
-        from tqdm.auto import tqdm
-
         self.unsaved = state
         if self.config.checkpoint_every and len(state.epochs) % self.config.checkpoint_every == 0:
             self.close()
         self.folder.add_metrics(dataclasses.asdict(state.epochs[-1]))
         self.folder.write_model(self.model)
         if not self.config.quiet:
-            tqdm.write(_epoch_line(state.epochs[-1]))
+            _say(_epoch_line(state.epochs[-1]))
 
     def close(self) -> None:
         """Write the checkpoint of the last epoch, if that is still to be done."""

@@ -105,7 +105,7 @@ def fit(
     test_images: Tensor | None = None,
     progress: bool = False,
     on_epoch: Callable[[EpochRecord], None] | None = None,
-    on_state: Callable[[TrainState], None] | None = None,
+    on_state: Callable[[TrainState], object] | None = None,
     resume: TrainState | None = None,
 ) -> History:
     """Train ``model`` in place by maximising the ELBO with Adam.
