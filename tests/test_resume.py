@@ -195,7 +195,7 @@ def test_a_damaged_one_falls_back_and_is_replaced(
     first = dataclasses.replace(state, epochs=state.epochs[:1])
     Checkpoints(tmp_path).save(first)
     newest = Checkpoints(tmp_path)
-    newest.good = find(tmp_path)
+    newest.kept = find(tmp_path)
     damaged = newest.save(state)
     data = bytearray(damaged.read_bytes())
     data[-5] ^= 4

@@ -138,6 +138,8 @@ def latent_size(model: nn.Module, x: Tensor) -> int:
     try:
         mu, logvar = vae.encode(x)
         output = vae.decode(mu)
+    except torch.OutOfMemoryError:
+        raise  # no fault of the shapes
     except (RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(

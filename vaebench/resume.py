@@ -49,7 +49,7 @@ class Checkpoints:
     def __init__(self, folder: str | Path, settings: Mapping[str, Any] | None = None) -> None:
         self.folder = Path(folder)
         self.settings = json.loads(json.dumps(settings or {}))
-        self.good: list[Path] = []  # known to be whole, oldest first
+        self.kept: list[Path] = []  # the last one is known to be whole
         self.lines: list[bytes] = []  # of metrics.jsonl, kept so that none is made twice
 
     def save(self, state: TrainState) -> Path:
@@ -73,12 +73,16 @@ class Checkpoints:
         path = self.folder / f"checkpoint-{len(state.epochs):06d}.safetensors"
         with replacing(path) as file:
             write_tensors(file, tensors, {**metadata, "checksum": digest(tensors, metadata)})
-        self.good = [*(p for p in self.good if p != path), path][-2:]
-        for other in find(self.folder):
-            if other not in self.good:
-                with contextlib.suppress(OSError):
-                    other.unlink()
+        self.kept = [*(p for p in self.kept if p != path), path][-2:]
+        self.prune()
         return path
+
+    def prune(self) -> None:
+        """Remove what is not to be kept; a process killed before it came to that left one more."""
+        for path in find(self.folder):
+            if path not in self.kept:
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     def newest(self) -> TrainState | None:
         """Read the newest checkpoint that is whole; None if there is none at all.
@@ -98,7 +102,7 @@ class Checkpoints:
             for said in damaged:
                 warnings.warn(f"{said}; going back to {path.name}", stacklevel=2)
             self._compare(settings, path)
-            self.good = [path]
+            self.kept = [p for p in find(self.folder) if p.name <= path.name][-2:]
             self.lines = [metrics_line(dataclasses.asdict(record)) for record in state.epochs]
             return state
         if damaged:

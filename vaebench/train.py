@@ -303,6 +303,7 @@ class _Keeper:
         if self.unsaved:
             self.checkpoints.save(self.unsaved)
             self.unsaved = None
+        self.checkpoints.prune()
 
 
 def _epoch_line(record: "EpochRecord") -> str:

@@ -174,7 +174,7 @@ def fit(
                 model, images, objective, batch_size, lr, target, compile=compile, amp=amp
             )
             synchronize(target)
-            history.flops_per_image = training_flops(model, images)
+            history.flops_per_image = training_flops(model, images[:batch_size])
         history.actual |= actual
         history.notes += notes
         numbers = _Numbers(len(images), latent_dim, batch_size, seed, target)

@@ -97,7 +97,7 @@ def _compile_errors() -> Iterator[None]:
     except (TorchDynamoException, CppCompileError, InvalidCxxCompiler) as error:
         if shutil.which("g++") is None and shutil.which("clang++") is None:
             reason = f"torch.compile needs a C++ compiler and there is none: {_INSTALL}"
-        elif isinstance(error, InvalidCxxCompiler):
+        elif InvalidCxxCompiler.__name__ in f"{type(error).__name__}: {error}":  # maybe wrapped
             named = os.environ.get("CXX")
             which = f", which CXX names ({named})," if named else ""
             reason = f"the C++ compiler{which} does not work: unset CXX, or {_INSTALL}"
