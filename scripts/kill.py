@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -164,14 +165,14 @@ def phase(run: Path, config_before: int | None, newest_before: int | None) -> st
     return "training or evaluating" if epochs_kept(run) else "building, or the first epoch since"
 
 
-def torment(rig: Rig, run: Path, kills: int, hits: Counter[str]) -> None:
-    """Kill one run until it gets through or the kills are spent; then let it end, and compare."""
+def torment(rig: Rig, run: Path, enough: Callable[[], bool], hits: Counter[str]) -> None:
+    """Kill one run until it gets through or it is enough; then let it end, and compare."""
     while True:
         kept = epochs_kept(run)
         before = written(run / "config.json")
         newest = written(checkpoints(run)[-1]) if kept else None
         process = rig.start(run)
-        if hits.total() >= kills:
+        if enough():
             rig.finish(process)
             break
         if not rig.kill(process, run, before):
@@ -186,20 +187,28 @@ def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100, metavar="N")
+    parser.add_argument(
+        "--minutes", type=float, default=60.0, help="after which no more are killed", metavar="F"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments", metavar="N")
     parser.add_argument("--epochs", type=int, default=60, help="of each training", metavar="N")
     parser.add_argument("--compile", action="store_true", help="kill compiled trainings")
     given = parser.parse_args()
     os.environ.pop("VAEBENCH_DATA", None)
     hits: Counter[str] = Counter()
+    end = time.monotonic() + 60 * given.minutes
+
+    def enough() -> bool:
+        return hits.total() >= given.kills or time.monotonic() > end
+
     with tempfile.TemporaryDirectory(prefix="vaebench-kill-") as folder:
         rig = Rig(Path(folder), given.seed, given.epochs, given.compile)
         print(f"in peace: {rig.start_up:.1f} s of start-up, {rig.training:.1f} s of training")
         runs = 0
         try:
-            while hits.total() < given.kills:
+            while not enough():
                 runs += 1
-                torment(rig, Path(folder) / f"run-{runs}", given.kills, hits)
+                torment(rig, Path(folder) / f"run-{runs}", enough, hits)
         except Wrong as error:
             print(f"after {hits.total()} kills: {error}", file=sys.stderr)
             return 1
