@@ -68,7 +68,8 @@ class Rig:
     def finish(self, process: "subprocess.Popen[str]") -> None:
         """Wait for the end of a run that nobody killed."""
         _, errors = process.communicate(timeout=PATIENCE)
-        if process.returncode != 0 or errors:
+        # "Is complete": it was killed after its last word, and there was nothing left to do.
+        if process.returncode != 0 or (errors and "is complete" not in errors):
             raise Wrong(f"a run ended with status {process.returncode} and said: {errors}")
 
     def wait_for_training(
@@ -97,7 +98,7 @@ class Rig:
         _, errors = process.communicate(timeout=PATIENCE)
         if process.returncode == 0:
             return False
-        if process.returncode != -9 or errors:
+        if process.returncode != -9 or (errors and "is complete" not in errors):
             raise Wrong(f"a run ended with status {process.returncode} and said: {errors}")
         return True
 
@@ -199,7 +200,7 @@ def main() -> int:
     end = time.monotonic() + 60 * given.minutes
 
     def enough() -> bool:
-        return hits.total() >= given.kills or time.monotonic() > end
+        return bool(hits.total() >= given.kills or time.monotonic() > end)
 
     with tempfile.TemporaryDirectory(prefix="vaebench-kill-") as folder:
         rig = Rig(Path(folder), given.seed, given.epochs, given.compile)
@@ -212,6 +213,9 @@ def main() -> int:
         except Wrong as error:
             print(f"after {hits.total()} kills: {error}", file=sys.stderr)
             return 1
+    if not hits:
+        print("there was no time for a single kill: allow more --minutes", file=sys.stderr)
+        return 1
     for name, count in hits.most_common():
         print(f"{count:5d}  {name}")
     print(
