@@ -8,7 +8,7 @@ import torch
 
 import vaebench
 from vaebench.checkpoint import CONFIG, MODEL, RunFolder
-from vaebench.errors import InputError
+from vaebench.errors import InputError, ResourceError
 
 RECIPE = {
     "image_shape": (5, 6),
@@ -59,7 +59,7 @@ def test_a_failed_write_keeps_the_old_file(run: Path, monkeypatch: pytest.Monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(ResourceError, match=r"model\.safetensors cannot be written: No space"):
         folder.write_model(vaebench.VAE(**RECIPE))  # type: ignore[arg-type]
     assert (run / MODEL).read_bytes() == before
     assert sorted(p.name for p in run.iterdir()) == [CONFIG, MODEL]

@@ -16,9 +16,10 @@ MODULES = {
 # The lowest floor first; a module imports from floors below its own, or from its own.
 FLOORS = [
     {"errors", "checks", "config", "schedule", "engine", "idx", "arrays", "files", "download"}
-    | {"data", "strokes", "binarize", "model", "elbo", "machine", "trial", "processes"},
-    {"fast", "reference", "checkpoint"},
-    {"trainer", "evaluation"},
+    | {"data", "strokes", "binarize", "model", "elbo", "machine", "trial", "processes"}
+    | {"history", "lock", "settings", "storage", "state"},
+    {"fast", "reference", "checkpoint", "divergence", "memory"},
+    {"trainer", "loop", "evaluation", "resume"},
     {"pictures"},
     {"train", "evaluate"},
 ]

@@ -45,6 +45,8 @@ def test_the_whole_way(npz: Path, tmp_path: Path) -> None:
     assert "epoch   2" in done.stdout
     assert "test ELBO" in done.stdout.splitlines()[2]
     assert sorted(p.name for p in out.iterdir()) == [
+        "checkpoint-000001.safetensors",
+        "checkpoint-000002.safetensors",
         "config.json",
         "metrics.jsonl",
         "model.safetensors",

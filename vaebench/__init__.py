@@ -17,23 +17,27 @@ if TYPE_CHECKING:
     from vaebench.evaluation import Evaluation as Evaluation
     from vaebench.evaluation import evaluate as evaluate
     from vaebench.fast.loader import DeviceLoader as DeviceLoader
+    from vaebench.history import EpochRecord as EpochRecord
+    from vaebench.history import History as History
+    from vaebench.history import TrainingInterrupted as TrainingInterrupted
     from vaebench.model import VAE as VAE
-    from vaebench.trainer import EpochRecord as EpochRecord
-    from vaebench.trainer import History as History
-    from vaebench.trainer import TrainingInterrupted as TrainingInterrupted
+    from vaebench.resume import Checkpoints as Checkpoints
+    from vaebench.state import TrainState as TrainState
     from vaebench.trainer import fit as fit
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "Checkpoints": "resume",
     "Dataset": "data",
     "DeviceLoader": "fast.loader",
-    "EpochRecord": "trainer",
+    "EpochRecord": "history",
     "Evaluation": "evaluation",
-    "History": "trainer",
+    "History": "history",
     "InputError": "errors",
     "TrainConfig": "config",
-    "TrainingInterrupted": "trainer",
+    "TrainState": "state",
+    "TrainingInterrupted": "history",
     "VAE": "model",
     "evaluate": "evaluation",
     "fit": "trainer",
@@ -44,6 +48,7 @@ _HOME = {
 
 __all__ = [
     "VAE",
+    "Checkpoints",
     "Dataset",
     "DeviceLoader",
     "EpochRecord",
@@ -51,6 +56,7 @@ __all__ = [
     "History",
     "InputError",
     "TrainConfig",
+    "TrainState",
     "TrainingInterrupted",
     "evaluate",
     "fit",

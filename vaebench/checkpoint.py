@@ -1,98 +1,142 @@
 """A run folder: what a training writes, and how a model comes back from it.
 
     config.json         the TrainConfig, and how to rebuild the model
+    checkpoint-*        all that a training needs to go on; see vaebench.resume
     metrics.jsonl       one line per epoch
     model.safetensors   the parameters and buffers, replaced whole after every epoch
     result.json         the summary, written at the end
 
-Nothing in it can run code when it is loaded. Files are replaced atomically: a reader, or a crash,
-finds the old one or the new one.
+An epoch is finished when its checkpoint is there; its line and its model are written after that,
+and going on makes them anew from the checkpoint. So a process killed between any two of these
+leaves no gap and no double. Nothing in the folder can run code when it is loaded. Files are
+replaced atomically: a reader, or a crash, finds the old one or the new one.
 """
 
 import contextlib
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
 from vaebench.errors import InputError
+from vaebench.lock import LOCK, FolderLock
 from vaebench.model import VAE
-
-CONFIG, METRICS, MODEL, RESULT = (
-    "config.json",
-    "metrics.jsonl",
-    "model.safetensors",
-    "result.json",
+from vaebench.settings import CONFIG as CONFIG
+from vaebench.settings import RESULT as RESULT
+from vaebench.settings import read_json as read_json
+from vaebench.storage import (
+    replacing,
+    temporaries,
+    write_tensors,
+    writing,
 )
-LARGEST_JSON = 10**6  # bytes; ours are a few thousand
+
+METRICS, MODEL = "metrics.jsonl", "model.safetensors"
 
 
 class RunFolder:
-    """Writes a run folder: one that did not exist, or was empty.
+    """Writes a run folder: one that did not exist or was empty, or one to go on with.
 
-    A context manager: left by an exception before the first epoch's model was written, it takes
-    back everything it made.
+    It is this process's alone until the context manager is left. Left by an exception before the
+    first epoch was kept, a new folder is taken back, with everything in it.
+
+    Args:
+        path: the folder.
+        resume: go on with one that was written before.
 
     Raises:
-        InputError: the folder holds something, or cannot be written.
+        InputError: the folder holds something, cannot be written, or is being written by another.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], *, resume: bool = False) -> None:
+        self.path, self.resume = Path(path), resume
         self.made: list[Path] = []
         try:
             self.made = [p for p in (self.path, *self.path.parents) if not p.exists()]
-            self.path.mkdir(parents=True, exist_ok=True)
-            occupied = any(self.path.iterdir())
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
+            if not resume:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._check_free()
+            self.lock = FolderLock(self.path)
+            for left in temporaries(self.path):
+                left.unlink()
         except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            if isinstance(error, InputError):
+                raise
             self._take_back()
+            flag = "--resume" if resume else "--out"
             reason = error.strerror if isinstance(error, OSError) else error
             raise InputError(
-                f"--out {self.path} cannot be written ({reason}): choose another folder"
+                f"{flag} {self.path} cannot be written ({reason}): choose another folder"
             ) from error
-        if occupied:
+        if not resume:
+            try:
+                self._check_free()  # nobody may have come before the lock was ours
+            except InputError:
+                self.lock.release()
+                raise
+
+    def _check_free(self) -> None:
+        """Refuse a folder in which anything lies but what a process killed at once leaves."""
+        if {*self.path.iterdir()} - {self.path / LOCK, *temporaries(self.path)}:
             raise InputError(
-                f"--out {self.path} is not empty: choose a new folder, or remove that one"
+                f"--out {self.path} is not empty: choose a new folder, or remove that one; or go "
+                f"on with the run in it, --resume {self.path}"
             )
 
     def __enter__(self) -> "RunFolder":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and not (self.path / MODEL).exists():
+        in_vain = kind is not None and not self.resume and not self.kept()
+        if in_vain:
             for name in (CONFIG, METRICS):
-                (self.path / name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    (self.path / name).unlink()
+        self.lock.release()
+        if in_vain:
             self._take_back()
+
+    def kept(self) -> str | None:
+        """Name the file that holds the last finished epoch; None if no epoch was finished."""
+        names = [p.name for p in self.path.glob("checkpoint-*.safetensors")]
+        model = [MODEL] if (self.path / MODEL).exists() else []
+        return max(names, default=None) or next(iter(model), None)
 
     def _take_back(self) -> None:
         for folder in self.made:
             with contextlib.suppress(OSError, ValueError):
                 folder.rmdir()
 
-    def write_config(self, config: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    def write_config(
+        self,
+        config: Mapping[str, Any],
+        model: Mapping[str, Any],
+        images: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write what is needed to rebuild the model and repeat the training."""
-        self._write_json(CONFIG, {**config, "model": model})
+        self._write_json(CONFIG, {**config, "model": model, "images": images or {}})
+
+    def write_metrics(self, lines: bytes) -> None:
+        """Write the lines of the epochs so far in place of those there are."""
+        with replacing(self.path / METRICS) as file:
+            file.write(lines)
 
     def add_metrics(self, record: Mapping[str, Any]) -> None:
         """Append one epoch's line."""
-        with open(self.path / METRICS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        with writing(self.path / METRICS), open(self.path / METRICS, "ab") as file:
+            file.write(metrics_line(record))
             file.flush()
             os.fsync(file.fileno())
 
     def write_model(self, model: torch.nn.Module) -> None:
         """Replace the model's parameters and buffers."""
-        tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-        with _replacing(self.path / MODEL) as temporary:
-            temporary.write_bytes(save(tensors))
+        with replacing(self.path / MODEL) as file:
+            write_tensors(file, {name: t.cpu() for name, t in model.state_dict().items()})
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write the summary."""
@@ -111,6 +155,9 @@ class NoFolder(RunFolder):
     def __exit__(self, *_: object) -> None:
         """Nothing was made."""
 
+    def write_metrics(self, lines: bytes) -> None:
+        """Write nothing."""
+
     def add_metrics(self, record: Mapping[str, Any]) -> None:
         """Write nothing."""
 
@@ -119,6 +166,17 @@ class NoFolder(RunFolder):
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write nothing."""
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object, or replace it whole."""
+    with replacing(path) as file:
+        file.write((json.dumps(value, indent=2) + "\n").encode())
+
+
+def metrics_line(record: Mapping[str, Any]) -> bytes:
+    """An epoch's record as its line of ``metrics.jsonl``."""
+    return json.dumps(record).encode() + b"\n"
 
 
 def load(run_dir: str | os.PathLike[str]) -> VAE:
@@ -148,12 +206,6 @@ def load(run_dir: str | os.PathLike[str]) -> VAE:
     return model.eval()
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write an object, or replace it whole."""
-    with _replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
 def _damaged(folder: Path, error: Exception) -> InputError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     if isinstance(error, KeyError):
@@ -181,42 +233,3 @@ def _check_tensors(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch
             )
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{name} in {MODEL} holds values that are NaN or infinite")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file of a run folder.
-
-    Raises:
-        InputError: it is not there, or is no JSON object.
-    """
-    try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
-            raise InputError(f"{path} is not a regular file; train again")
-        if path.stat().st_size > LARGEST_JSON:
-            raise InputError(f"{path} is damaged: it is {path.stat().st_size} bytes; train again")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(
-            f"{path.parent} is no run folder: it holds no {path.name}; give a folder that "
-            "python -m vaebench.train wrote"
-        ) from None
-    except InputError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged or unreadable: {error}; train again") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} is damaged: it holds no object; train again")
-    return value
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary file's path; at the end put that file, whole and on disk, in place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -111,6 +111,12 @@ class TrainConfig:
     out: str | None = option(
         None, "run folder to write (default: runs/WORKLOAD-TIME)", metavar="DIR"
     )
+    checkpoint_every: int = option(
+        1, "epochs from one checkpoint to the next; 0: none but at the end", metavar="N"
+    )
+    resume: str | None = option(
+        None, "go on with the run in this folder, with the options it began with", metavar="RUN"
+    )
     plot: bool = option(False, "draw pictures of the run into its folder at the end")
     quiet: bool = option(False, "print warnings and errors only")
 
@@ -120,6 +126,8 @@ class TrainConfig:
         check_counts("--hidden-dim", self.hidden_dim, most=WIDEST)
         if self.threads is not None:
             _check_count("threads", self.threads)
+        if self.checkpoint_every != 0:
+            _check_count("checkpoint_every", self.checkpoint_every)
         _check_real("lr", self.lr, positive=True)
         _check_real("adam_eps", self.adam_eps, positive=True)
         _check_real("sigma", self.sigma, positive=True)

@@ -4,10 +4,13 @@ The order of the images and the noise are drawn outside and handed in, so every 
 same images in the same order with the same noise, and two engines differ by rounding alone.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+
+from vaebench.errors import InputError
 
 
 class Sums(NamedTuple):
@@ -48,6 +51,39 @@ class Engine(Protocol):
             noise: (n, Z) float32 standard-normal draws, a row per image of ``order``; (n, k, Z)
                 where the objective takes k > 1 samples of z.
         """
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Name everything that the engine remembers from step to step, beside the model itself.
+
+        The tensors are the engine's own, and change as it trains: clone what is to stay.
+        """
+
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Copy in what :meth:`state` of an engine of the same kind and model gave.
+
+        Raises:
+            InputError: it names other tensors, or other shapes.
+        """
+
+
+def copy_state(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]) -> None:
+    """Copy tensors into those of the same names, in place: compiled code goes on using them.
+
+    Raises:
+        InputError: names or shapes are not the same; nothing was copied.
+    """
+    for name in sorted({*source, *target}):
+        if name not in source or name not in target:
+            where = "lacks" if name not in source else "has, but should not,"
+            raise InputError(f"the optimiser's state {where} {name!r}: it is another model's")
+        if source[name].shape != target[name].shape:
+            raise InputError(
+                f"the optimiser's state has {name!r} in shape {tuple(source[name].shape)}, not "
+                f"{tuple(target[name].shape)}: it is another model's"
+            )
+    with torch.no_grad():
+        for name, tensor in target.items():
+            tensor.copy_(source[name])
 
 
 # What a stream of random numbers is for; each purpose and seed has a stream of its own.

@@ -1,4 +1,4 @@
-"""The two ways a training can fail that are not faults of the code."""
+"""The ways a training can fail that are not faults of the code."""
 
 LONGEST = 1500  # characters of a message; a name of a megabyte is not repeated in full
 
@@ -27,6 +27,16 @@ class TrainingError(RuntimeError):
     """The training went wrong underway, by its numbers: the message is one line, as above.
 
     The command line prints it on stderr and exits with status 1.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+class ResourceError(RuntimeError):
+    """The machine could not go on: a full disk, a folder taken away, no memory left; one line.
+
+    The command line prints it on stderr and exits with status 3.
     """
 
     def __init__(self, message: str) -> None:

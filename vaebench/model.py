@@ -146,8 +146,8 @@ def latent_size(model: nn.Module, x: Tensor) -> int:
         mu, logvar = vae.encode(x)
         _check_encoded(mu, logvar, x)
         output = vae.decode(mu)
-    except InputError:
-        raise
+    except (InputError, torch.OutOfMemoryError):
+        raise  # said already; no fault of the shapes
     except (RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(

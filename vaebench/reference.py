@@ -5,6 +5,7 @@ fast path: what is wrong in one of them shows as a difference. It changes only t
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -85,6 +86,20 @@ class ReferenceEngine:
         totals = torch.tensor([recon_sum, kl_sum], dtype=torch.float64)
         return Sums(totals[0], totals[1], len(order))
 
+    def state(self) -> dict[str, Tensor]:
+        """What the optimiser remembers; see :meth:`vaebench.engine.Engine.state`."""
+        memory = self.optimizer.state_dict()["state"]
+        return {f"{i}.{name}": t for i, values in memory.items() for name, t in values.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take it back; see :meth:`vaebench.engine.Engine.load_state`."""
+        memory: dict[int, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            i, name = key.split(".")
+            memory.setdefault(int(i), {})[name] = value.clone()
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": memory, "param_groups": groups})
+
     def loss(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(loss, recon, kl): recon and kl of the ELBO, summed over the batch; three scalars."""
         mu, logvar = self.model.encode(x)
@@ -102,8 +117,8 @@ class ReferenceEngine:
         recon = log_p_x.sum() / k
         if self.bound == "vae":
             return -(recon - self.beta * kl) / batch, recon, kl
-        log_p_z = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1)
-        log_q_z = torch.distributions.Normal(mu, std).log_prob(z).sum(1)
+        log_p_z = torch.distributions.Normal(0.0, 1.0, validate_args=False).log_prob(z).sum(1)
+        log_q_z = torch.distributions.Normal(mu, std, validate_args=False).log_prob(z).sum(1)
         log_w = (log_p_x + log_p_z - log_q_z).reshape(batch, k)
         bound = torch.logsumexp(log_w, 1) - math.log(k)
         return -bound.mean(), recon, kl
@@ -114,5 +129,6 @@ class ReferenceEngine:
         if self.likelihood == "bernoulli":
             value = -F.binary_cross_entropy_with_logits(output, x, reduction=reduction)
         else:
-            value = torch.distributions.Normal(output, self.sigma).log_prob(x)
+            # Unchecked: numbers that go wrong are found, and told, where the sums are read.
+            value = torch.distributions.Normal(output, self.sigma, validate_args=False).log_prob(x)
         return value.sum() if reduction == "sum" else value.flatten(1).sum(1)

@@ -15,14 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vaebench.config import WORKLOADS, TrainConfig, recipe
-from vaebench.errors import InputError, TrainingError
+from vaebench.errors import InputError, ResourceError, TrainingError
+from vaebench.settings import check_images, deciding, is_complete, resumed
 
 if TYPE_CHECKING:
     import torch
 
     from vaebench.checkpoint import RunFolder
     from vaebench.data import Dataset
-    from vaebench.trainer import EpochRecord, History
+    from vaebench.history import EpochRecord, History
+    from vaebench.model import VAE
+    from vaebench.resume import Checkpoints
+    from vaebench.state import TrainState
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,6 +38,8 @@ class Parser(argparse.ArgumentParser):
 
 def parse(argv: list[str]) -> TrainConfig:
     """Turn command-line arguments into a TrainConfig, on top of the workload's own defaults.
+
+    With ``--resume``, on top of the run's own settings instead.
 
     Raises:
         InputError: an unknown flag, or a value that cannot be.
@@ -55,6 +61,9 @@ def parse(argv: list[str]) -> TrainConfig:
     given = vars(parser.parse_args(argv))
     if "hidden_dim" in given:
         given["hidden_dim"] = tuple(given["hidden_dim"])
+    run = given.pop("resume", None)
+    if run is not None:
+        return resumed(run, given)
     return recipe(given.pop("workload", "mlp"), **given)
 
 
@@ -97,7 +106,8 @@ def _argparse_words(field: "dataclasses.Field[Any]", kind: Any) -> dict[str, Any
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; give its exit status.
 
-    0: done. 1: the training went wrong by its numbers. 2: bad input. 130: interrupted.
+    0: done. 1: the training went wrong by its numbers. 2: bad input. 3: the machine could not go
+    on, its disk or memory being full. 130: interrupted.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: finish the epoch
     warnings.showwarning = lambda message, *_, **__: print(f"vaebench: {message}", file=sys.stderr)
@@ -114,6 +124,9 @@ def main(argv: list[str] | None = None) -> int:
     except TrainingError as error:
         _complain(error)
         return 1
+    except ResourceError as error:
+        _complain(error)
+        return 3
     except KeyboardInterrupt:
         print("vaebench: interrupted; epochs that were finished are kept", file=sys.stderr)
         sys.stdout.flush()
@@ -132,43 +145,96 @@ def train(config: TrainConfig) -> int:
     """Run one training: data, model, fit, run folder, summary; give the exit status.
 
     Raises:
-        InputError, TrainingError: as :func:`vaebench.fit` does. No run folder is left.
+        InputError: as :func:`vaebench.fit` does. No new run folder is left.
+        TrainingError, ResourceError: the same; the message says what is kept.
     """
+    if config.resume and is_complete(config.resume, config.epochs):
+        print(
+            f"vaebench: {config.resume} is complete: its {config.epochs} epochs are trained; "
+            "more: --epochs N",
+            file=sys.stderr,
+        )
+        return 0
     import torch
 
     from vaebench.checkpoint import NoFolder, RunFolder
-    from vaebench.data import load_dataset
-    from vaebench.machine import available_cpus, process_age, resolve_device
-    from vaebench.processes import in_turn, joined, leads, local_count, own_device
-    from vaebench.trainer import TrainingInterrupted
+    from vaebench.machine import available_cpus, resolve_device
+    from vaebench.processes import joined, leads, local_count, own_device
 
     device = resolve_device(own_device(config.device))
     torch.set_num_threads(config.threads or max(1, available_cpus() // local_count()))
-    out = config.out or f"runs/{config.workload}-{time.strftime('%Y%m%d-%H%M%S')}"
+    out = config.resume or config.out
+    out = out or f"runs/{config.workload}-{time.strftime('%Y%m%d-%H%M%S')}"
     if not leads():
         config = dataclasses.replace(config, quiet=True, plot=False)
-    with joined(), RunFolder(out) if leads() else NoFolder(out) as folder:
-        with in_turn():
-            data = load_dataset(config.data, config.data_dir)
-        if data.notice and leads():
-            print(f"vaebench: {data.notice}", file=sys.stderr)
-        startup = process_age()
+    resume = config.resume is not None
+    with joined(), RunFolder(out, resume=resume) if leads() else NoFolder(out) as folder:
         try:
-            history, status = _fit(config, data, device, folder), 0
-        except TrainingInterrupted as stopped:
-            if leads():
-                print(f"vaebench: {stopped}; what was trained is in {folder.path}", file=sys.stderr)
-            history, status = stopped.history, 130
-        if not leads():
-            return status
-        result = _result(config, data, history, startup)
-        folder.write_result(result)
+            status, result = _run(config, device, folder)
+        except (TrainingError, ResourceError) as error:
+            raise type(error)(f"{error}; {_kept(folder)}") from error
     if not config.quiet:
-        print(describe(result))
-        print(f"run folder: {folder.path}")
+        _say(describe(result))
+        _say(f"run folder: {folder.path}")
     if config.plot:
         _plot(folder.path, config)
     return status
+
+
+def _say(text: str) -> None:
+    """Print on stdout, beside a progress bar; if nobody can hear it any more, go on in silence."""
+    from tqdm.auto import tqdm
+
+    try:
+        tqdm.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        print(
+            f"vaebench: stdout cannot be written ({error.strerror}): going on without it",
+            file=sys.stderr,
+        )
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(
+    config: TrainConfig, device: "torch.device", folder: "RunFolder"
+) -> tuple[int, dict[str, Any]]:
+    """Train in a folder that is ours; give the exit status and the result, which is written."""
+    from vaebench.data import load_dataset
+    from vaebench.history import TrainingInterrupted
+    from vaebench.machine import process_age
+    from vaebench.processes import in_turn, leads
+
+    with in_turn():
+        data = load_dataset(config.data, config.data_dir)
+    if data.notice and leads():
+        print(f"vaebench: {data.notice}", file=sys.stderr)
+    startup = process_age()
+    try:
+        history, status = _fit(config, data, device, folder), 0
+    except TrainingInterrupted as stopped:
+        if not stopped.history.epochs:
+            raise KeyboardInterrupt from None  # nothing to sum up
+        if leads():
+            print(
+                f"vaebench: {stopped}; what was trained is in {folder.path}, and "
+                f"--resume {folder.path} goes on with it",
+                file=sys.stderr,
+            )
+        history, status = stopped.history, 130
+    if not leads():
+        return status, {}
+    result = _result(config, data, history, startup)
+    folder.write_result(result)
+    return status, result
+
+
+def _kept(folder: "RunFolder") -> str:
+    """Say what is left when a training could not go on."""
+    kept = folder.kept()
+    if kept is None:
+        return "no epoch was finished before"
+    return f"the last good epoch is in {folder.path / kept}"
 
 
 def _plot(run: Path, config: TrainConfig) -> None:
@@ -176,18 +242,76 @@ def _plot(run: Path, config: TrainConfig) -> None:
 
     for picture in draw(run, options=Options(data_dir=config.data_dir)):
         if not config.quiet:
-            print(f"picture: {picture}")
+            _say(f"picture: {picture}")
 
 
 def _fit(
     config: TrainConfig, data: "Dataset", device: "torch.device", folder: "RunFolder"
 ) -> "History":
+    from vaebench.history import TrainingInterrupted
+    from vaebench.processes import leads
+    from vaebench.resume import Checkpoints, mark_of
+    from vaebench.trainer import fit
+
+    model, recipe = _build(config, data, device)
+    mark = mark_of(data.train.images, data.test.images)
+    checkpoints = Checkpoints(folder.path, {**deciding(config), "model": recipe, "images": mark})
+    state = None
+    if config.resume:
+        check_images(config.resume, mark)
+        state = checkpoints.newest()
+        if state:
+            state.check(config.epochs, config.engine, device)
+            model.load_state_dict(state.model)
+            folder.write_model(model)
+        folder.write_metrics(checkpoints.metrics)
+    stored = {n: v for n, v in dataclasses.asdict(config).items() if n != "resume"}
+    folder.write_config(stored, recipe, {"name": data.name, "mark": mark})
+    keeper = _Keeper(config, folder, model, checkpoints)
+    try:
+        history = fit(
+            model,
+            _trained_on(data, config.holdout),
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            lr=config.lr,
+            optimizer=config.optimizer,
+            adam_eps=config.adam_eps,
+            schedule=config.schedule,
+            sigma=config.sigma,
+            beta=config.beta,
+            objective=config.objective,
+            samples=config.samples,
+            binarize=config.binarize,
+            seed=config.seed,
+            device=device,
+            compile=config.compile,
+            amp=config.amp,
+            engine=config.engine,
+            sparse=config.sparse,
+            flush_denormal=config.flush_denormal,
+            test_images=data.test.images,
+            progress=not config.quiet,
+            on_state=keeper.keep if leads() else None,
+            resume=state,
+        )
+    except TrainingInterrupted:
+        if leads():
+            keeper.close()
+        raise
+    if leads():
+        keeper.close()
+    return history
+
+
+def _build(
+    config: TrainConfig, data: "Dataset", device: "torch.device"
+) -> tuple["VAE", dict[str, Any]]:
+    """Make the model with its seed's weights; give it and what it takes to make it again."""
     from torch import manual_seed
-    from tqdm.auto import tqdm
 
     from vaebench.machine import require_memory
     from vaebench.model import VAE
-    from vaebench.trainer import fit
 
     recipe: dict[str, Any] = {
         "image_shape": tuple(data.train.images.shape[1:]),
@@ -198,40 +322,7 @@ def _fit(
     }
     manual_seed(config.seed)
     require_memory(lambda: VAE(**recipe), device)
-    model = VAE(**recipe)
-    folder.write_config(dataclasses.asdict(config), recipe)
-
-    def on_epoch(record: "EpochRecord") -> None:
-        folder.add_metrics(dataclasses.asdict(record))
-        folder.write_model(model)
-        if not config.quiet:
-            tqdm.write(_epoch_line(record))
-
-    return fit(
-        model,
-        _trained_on(data, config.holdout),
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        lr=config.lr,
-        optimizer=config.optimizer,
-        adam_eps=config.adam_eps,
-        schedule=config.schedule,
-        sigma=config.sigma,
-        beta=config.beta,
-        objective=config.objective,
-        samples=config.samples,
-        binarize=config.binarize,
-        seed=config.seed,
-        device=device,
-        compile=config.compile,
-        amp=config.amp,
-        engine=config.engine,
-        sparse=config.sparse,
-        flush_denormal=config.flush_denormal,
-        test_images=data.test.images,
-        progress=not config.quiet,
-        on_epoch=on_epoch,
-    )
+    return VAE(**recipe), recipe
 
 
 def _trained_on(data: "Dataset", holdout: int) -> "torch.Tensor":
@@ -242,6 +333,41 @@ def _trained_on(data: "Dataset", holdout: int) -> "torch.Tensor":
             "make it smaller"
         )
     return images[: len(images) - holdout]
+
+
+class _Keeper:
+    """Writes what each epoch leaves in the run folder.
+
+    The checkpoint first: with it the epoch is finished, and all else can be made from it.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: "RunFolder",
+        model: "torch.nn.Module",
+        checkpoints: "Checkpoints",
+    ) -> None:
+        self.config, self.folder, self.model = config, folder, model
+        self.checkpoints = checkpoints
+        self.unsaved: TrainState | None = None
+
+    def keep(self, state: "TrainState") -> None:
+        """Keep an epoch."""
+        self.unsaved = state
+        if self.config.checkpoint_every and len(state.epochs) % self.config.checkpoint_every == 0:
+            self.close()
+        self.folder.add_metrics(dataclasses.asdict(state.epochs[-1]))
+        self.folder.write_model(self.model)
+        if not self.config.quiet:
+            _say(_epoch_line(state.epochs[-1]))
+
+    def close(self) -> None:
+        """Write the checkpoint of the last epoch, if that is still to be done."""
+        if self.unsaved:
+            self.checkpoints.save(self.unsaved)
+            self.unsaved = None
+        self.checkpoints.prune()
 
 
 def _epoch_line(record: "EpochRecord") -> str:

@@ -1,91 +1,33 @@
-"""fit(): the only training loop. It hands order and noise to an engine and reads sums back."""
+"""fit(): checks what it is given, builds an engine, and lets the loop train."""
 
-import contextlib
-import dataclasses
-import math
-import statistics
 import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from vaebench.binarize import NOTES, Sampler
 from vaebench.binarize import binarize as binarized
 from vaebench.checks import check_choice, check_count, check_real, check_seed, check_switch
 from vaebench.config import BINARIZE, ENGINES, OPTIMIZERS, SCHEDULES, check_amp
 from vaebench.elbo import Objective, elbo_terms
-from vaebench.engine import TEST_PIXELS, TRAINING, TRAINING_PIXELS, Engine, random_stream
-from vaebench.errors import InputError, TrainingError
-from vaebench.evaluation import check_images, evaluate
+from vaebench.engine import TEST_PIXELS, TRAINING_PIXELS, Engine
+from vaebench.errors import InputError
+from vaebench.evaluation import check_images
 from vaebench.fast import make_engine
 from vaebench.fast.denormals import run_flushed
 from vaebench.fast.loader import to_unit
+from vaebench.history import EpochRecord, History, TrainingInterrupted
+from vaebench.loop import Loop, Plan
 from vaebench.machine import count_flops, resolve_device, synchronize
+from vaebench.memory import explaining_memory
 from vaebench.model import as_vae, latent_size, likelihood_of
 from vaebench.processes import Group, count
 from vaebench.reference import ReferenceEngine
-from vaebench.schedule import lr_factor
+from vaebench.state import TrainState
 from vaebench.trial import device_of, try_out, untouched
-
-# How often the progress bar moves in an epoch; an engine is called once per move.
-MOVES_PER_EPOCH = 20
-
-_PHASES = ("compile", "train", "eval")
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """One epoch. ELBO, recon and kl in nats per image; recon and kl are those of training.
-
-    ``train_elbo`` is the mean over the epoch's steps, each with the parameters it started from.
-    ``test_elbo`` is None where there are no test images. ``seconds`` is the training's alone.
-    """
-
-    epoch: int
-    train_elbo: float
-    test_elbo: float | None
-    recon: float
-    kl: float
-    seconds: float
-    images_per_second: float
-
-
-@dataclass
-class History:
-    """What a training did.
-
-    ``seconds`` splits its time into ``compile`` (building and warming up the engine), ``train``
-    and ``eval``. ``requested`` and ``actual`` hold engine, compile, amp, device; ``notes`` says in
-    words where and why they differ. ``flops_per_image`` counts one image's forward and backward
-    pass; see :func:`training_flops`.
-    """
-
-    epochs: list[EpochRecord] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_PHASES, 0.0))
-    requested: dict[str, Any] = field(default_factory=dict)
-    actual: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    flops_per_image: float = math.nan
-
-    @property
-    def images_per_second(self) -> float:
-        """Steady throughput: the median over the epochs, the first left out if there are more."""
-        rates = [record.images_per_second for record in self.epochs]
-        return statistics.median(rates[1:] or rates)
-
-
-class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C: the epoch under way was finished; ``history`` holds all that was done."""
-
-    def __init__(self, history: History) -> None:
-        super().__init__(f"interrupted after epoch {len(history.epochs)}")
-        self.history = history
 
 
 def fit(
@@ -114,6 +56,8 @@ def fit(
     test_images: Tensor | None = None,
     progress: bool = False,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    on_state: Callable[[TrainState], object] | None = None,
+    resume: TrainState | None = None,
 ) -> History:
     """Train ``model`` in place by maximising the ELBO, or the importance-weighted bound.
 
@@ -145,6 +89,11 @@ def fit(
         test_images: evaluated after each epoch.
         progress: show a bar on stderr.
         on_epoch: called after each epoch with its record.
+        on_state: called after each epoch, before ``on_epoch``, with all that is needed to go on
+            from there; see :class:`vaebench.Checkpoints`.
+        resume: go on from this state, of a training with the same arguments; ``epochs`` counts
+            those already done. On the same machine the result is that of a training never
+            interrupted, bit for bit. What ``amp="auto"`` decided then holds.
 
     Where torch.distributed is initialised, its processes train together: each calls this with the
     same arguments and images, trains its part of every batch, and is given the same result, but
@@ -155,7 +104,8 @@ def fit(
 
     Raises:
         InputError: an argument that cannot be; says which, and what is accepted.
-        TrainingError: the ELBO is no longer finite.
+        TrainingError: the ELBO or the parameters are no longer finite; says in which step.
+        ResourceError: memory ran out; says which batch size fits.
         TrainingInterrupted: Ctrl-C. The epoch under way was finished first.
     """
     target = resolve_device(device)
@@ -166,25 +116,13 @@ def fit(
     lr, seed = check_real("lr", lr), check_seed("seed", seed)
     adam_eps = check_real("adam_eps", adam_eps)
     _check_modes(amp, engine, compile)
-    check_choice("optimizer", optimizer, OPTIMIZERS)
-    check_choice("schedule", schedule, SCHEDULES)
-    check_choice("binarize", binarize, BINARIZE)
+    _check_words(optimizer=optimizer, schedule=schedule, binarize=binarize)
     check_switch("sparse", sparse)
     check_switch("flush_denormal", flush_denormal)
-    if on_epoch is not None and not callable(on_epoch):
-        raise InputError(f"on_epoch is {on_epoch!r}: it must be a function of one EpochRecord")
-    images = check_images(images, aim, "images")
-    if batch_size > len(images):
-        raise InputError(
-            f"batch_size is {batch_size}, more than the {len(images)} images: make it smaller"
-        )
-    if test_images is not None:
-        test_images = check_images(test_images, aim, "test_images")
-        if test_images.shape[1:] != images.shape[1:]:
-            raise InputError(
-                f"test_images are of shape {tuple(test_images.shape[1:])} each, images of "
-                f"{tuple(images.shape[1:])}: make them alike"
-            )
+    for name, call in (("on_epoch", on_epoch), ("on_state", on_state)):
+        if call is not None and not callable(call):
+            raise InputError(f"{name} is {call!r}: it must be a function of one argument")
+    images, test_images = _check_data(images, test_images, aim, batch_size)
     device_of(model)
     _check_processes(count(), model, batch_size, engine)
     sampler = Sampler(images, seed, target) if binarize == "dynamic" else None
@@ -197,74 +135,82 @@ def fit(
         actual={"engine": engine, "device": str(target), "flush_denormal": flush},
         notes=[NOTES[binarize]] if binarize in NOTES else [],
     )
+    if resume:
+        resume.check(epochs, engine, target)
+        amp = resume.amp(amp)
     stop = threading.Event()
     group = Group(target) if count() > 1 else None
-    leads = group is None or group.rank == 0
+    plan = Plan(
+        epochs,
+        batch_size,
+        lr,
+        schedule,
+        aim,
+        seed,
+        sampler,
+        test_images,
+        progress,
+        on_epoch,
+        on_state,
+    )
 
     def train() -> None:
-        with _timed(history, "compile"):
+        with history.timed("compile"):
             model.to(target)
             if group:
-                settings = (epochs, batch_size, lr, optimizer, adam_eps, schedule, aim, binarize)
-                _set_out_alike(group, model, images, (*settings, seed, compile, amp, flush))
+                settings = (optimizer, adam_eps, schedule, aim, binarize, seed, compile, amp, flush)
+                _set_out_alike(group, model, images, (epochs, batch_size, lr, *settings))
             sizes = {batch_size, len(images) % batch_size} - {0}
             latent_dim = try_out(model, aim, to_unit(images[:2].to(target)), sizes)
             build: Callable[..., tuple[Engine, dict[str, Any], list[str]]] = _build_reference
             if engine == "fast":
                 build = partial(make_engine, sparse=sparse, group=group)
-            trainee, actual, notes = build(
-                model,
-                images,
-                aim,
-                batch_size,
-                lr,
-                target,
-                compile=compile,
-                amp=amp,
-                optimizer=optimizer,
-                adam_eps=adam_eps,
-            )
+            words = {"compile": compile, "amp": amp, "optimizer": optimizer, "adam_eps": adam_eps}
+            trainee, actual, notes = build(model, images, aim, batch_size, lr, target, **words)
             if group:
                 group.check_alike("what could be compiled", actual)
                 actual = {**actual, "processes": group.size}
                 notes = [*notes, f"{group.size} processes took parts of each batch of {batch_size}"]
             synchronize(target)
-            history.flops_per_image = training_flops(model, images, samples)
+            history.flops_per_image = training_flops(model, images[:batch_size], samples)
         history.actual |= actual
         history.notes += notes
-        numbers = _Numbers(len(images), latent_dim, batch_size, seed, target, samples)
-        with _bar(epochs * len(images), progress) as bar:
-            while len(history.epochs) < epochs and not (
-                group.any(stop.is_set()) if group else stop.is_set()
-            ):
-                epoch = len(history.epochs) + 1
-                trainee.set_lr(lr * lr_factor(schedule, epoch))
-                record = _train_epoch(trainee, numbers, sampler, history, bar)
-                if test_images is not None:
-                    with _timed(history, "eval"):
-                        elbo = math.nan
-                        if leads:
-                            elbo = evaluate(
-                                model,
-                                test_images,
-                                likelihood=aim.likelihood,
-                                sigma=sigma,
-                                seed=seed,
-                            ).elbo
-                        elbo = group.first_says(elbo) if group else elbo
-                    record = dataclasses.replace(record, test_elbo=elbo)
-                history.epochs.append(record)
-                if on_epoch:
-                    on_epoch(record)
+        loop = Loop(plan, model, trainee, len(images), latent_dim, history, group)
+        loop.run(stop.is_set, resume)
 
     try:
-        run_flushed(train, flush=flush, on_interrupt=stop.set)
+        with explaining_memory(model, images, aim, batch_size, target):
+            run_flushed(train, flush=flush, on_interrupt=stop.set)
     finally:
         if group:
             group.close()
     if len(history.epochs) < epochs:
         raise TrainingInterrupted(history)
     return history
+
+
+def _check_words(**words: str) -> None:
+    accepted = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "binarize": BINARIZE}
+    for name, word in words.items():
+        check_choice(name, word, accepted[name])
+
+
+def _check_data(
+    images: Tensor, test_images: Tensor | None, aim: Objective, batch_size: int
+) -> tuple[Tensor, Tensor | None]:
+    images = check_images(images, aim, "images")
+    if batch_size > len(images):
+        raise InputError(
+            f"batch_size is {batch_size}, more than the {len(images)} images: make it smaller"
+        )
+    if test_images is not None:
+        test_images = check_images(test_images, aim, "test_images")
+        if test_images.shape[1:] != images.shape[1:]:
+            raise InputError(
+                f"test_images are of shape {tuple(test_images.shape[1:])} each, images of "
+                f"{tuple(images.shape[1:])}: make them alike"
+            )
+    return images, test_images
 
 
 def training_flops(model: nn.Module, images: Tensor, samples: int = 1) -> float:
@@ -286,73 +232,6 @@ def training_flops(model: nn.Module, images: Tensor, samples: int = 1) -> float:
 
     with untouched(model):
         return count_flops(work) / count
-
-
-class _Numbers:
-    """The random numbers of a training: each epoch's order and noise, from one stream."""
-
-    def __init__(
-        self,
-        images: int,
-        latent_dim: int,
-        batch_size: int,
-        seed: int,
-        device: torch.device,
-        samples: int,
-    ) -> None:
-        self.images, self.latent_dim, self.batch_size = images, latent_dim, batch_size
-        self.samples = samples
-        self.generator = random_stream(seed, TRAINING, device)
-
-    def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Draw an epoch; give it in pieces of whole batches, so that a progress bar can move.
-
-        Of several samples per image the noise is drawn piece by piece: k = 50 of an epoch's 60,000
-        images would be 600 MB.
-        """
-        device = self.generator.device
-        order = torch.randperm(self.images, generator=self.generator, device=device)
-        steps = math.ceil(self.images / self.batch_size)
-        piece = math.ceil(steps / MOVES_PER_EPOCH) * self.batch_size
-        if self.samples == 1:
-            noise = self._draw(self.images)
-            yield from zip(order.split(piece), noise.split(piece), strict=True)
-        else:
-            for part in order.split(piece):
-                yield part, self._draw(len(part), self.samples)
-
-    def _draw(self, *sizes: int) -> Tensor:
-        shape = (*sizes, self.latent_dim)
-        return torch.randn(shape, generator=self.generator, device=self.generator.device)
-
-
-def _train_epoch(
-    trainee: Engine,
-    numbers: _Numbers,
-    sampler: Sampler | None,
-    history: History,
-    bar: "tqdm[NoReturn]",
-) -> EpochRecord:
-    epoch = len(history.epochs) + 1
-    start = time.perf_counter()
-    if sampler:
-        sampler.draw(epoch, trainee.images)
-    sums = []
-    for order, noise in numbers.epoch():
-        sums.append(trainee.epoch(order, noise))
-        bar.update(len(order))
-    # Turning sums into floats waits for the device: only after this is the clock's reading true.
-    recon = sum(float(part.recon) for part in sums) / numbers.images
-    kl = sum(float(part.kl) for part in sums) / numbers.images
-    seconds = time.perf_counter() - start
-    history.seconds["train"] += seconds
-    if not math.isfinite(recon - kl):
-        raise TrainingError(
-            f"the training ELBO is {recon - kl} in epoch {epoch} (recon {recon:.4g}, kl {kl:.4g}): "
-            "lower the learning rate, and check the images for outliers"
-        )
-    bar.set_postfix(elbo=f"{recon - kl:.2f}", refresh=False)
-    return EpochRecord(epoch, recon - kl, None, recon, kl, seconds, numbers.images / seconds)
 
 
 def _build_reference(
@@ -420,15 +299,3 @@ def _set_out_alike(
     group.check_alike("their images", images.double().sum().item())
     group.check_alike("their model", str(model))
     group.copy_from_first([*model.parameters(), *model.buffers()])
-
-
-@contextlib.contextmanager
-def _timed(history: History, phase: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    history.seconds[phase] += time.perf_counter() - start
-
-
-def _bar(images: int, progress: bool) -> "tqdm[NoReturn]":
-    """Show progress on stderr if it is wanted and there is a terminal; tqdm limits its own cost."""
-    return tqdm(total=images, unit=" images", unit_scale=True, disable=None if progress else True)

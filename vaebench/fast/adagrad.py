@@ -42,6 +42,10 @@ class AdagradState:
         """All that an update changes."""
         return [*self.params, *self.sums, self.step]
 
+    def memory(self) -> dict[str, Tensor]:
+        """What is remembered beside the parameters, by name; the learning rate is a setting."""
+        return {**{f"sum.{i}": t for i, t in enumerate(self.sums)}, "step": self.step}
+
     @torch.no_grad()
     def update(self, grads: tuple[Tensor, ...]) -> None:
         """Take one Adagrad step, in place, by torch's own fused kernel.

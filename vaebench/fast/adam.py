@@ -44,6 +44,12 @@ class AdamState:
         """All that an update changes."""
         return [*self.params, *self.m, *self.v, self.step]
 
+    def memory(self) -> dict[str, Tensor]:
+        """What is remembered beside the parameters, by name; the learning rate is a setting."""
+        moments = {"m": self.m, "v": self.v}
+        named = {f"{word}.{i}": t for word, ts in moments.items() for i, t in enumerate(ts)}
+        return {**named, "step": self.step}
+
     @torch.no_grad()
     def update(self, grads: tuple[Tensor, ...]) -> None:
         """Take one Adam step, in place, by torch's own fused kernel.

@@ -10,6 +10,7 @@ training of the same kind in one process compiles nothing.
 """
 
 import contextlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -23,6 +24,12 @@ from vaebench.fast.step import Step
 # Every shape, batch size and precision is one more variant of the one step function; torch's own
 # limit of 8 would end a process that trains many kinds of model.
 MAX_VARIANTS = 256
+
+
+_INSTALL = (
+    "install one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; "
+    "macOS: xcode-select --install)"
+)
 
 
 class CompileError(RuntimeError):
@@ -149,11 +156,11 @@ def compile_errors() -> Iterator[None]:
         yield
     except (TorchDynamoException, CppCompileError, InvalidCxxCompiler) as error:
         if shutil.which("g++") is None and shutil.which("clang++") is None:
-            reason = (
-                "torch.compile needs a C++ compiler and there is none: install one (Debian, "
-                "Ubuntu: apt install g++; Fedora: dnf install gcc-c++; "
-                "macOS: xcode-select --install)"
-            )
+            reason = f"torch.compile needs a C++ compiler and there is none: {_INSTALL}"
+        elif InvalidCxxCompiler.__name__ in f"{type(error).__name__}: {error}":  # maybe wrapped
+            named = os.environ.get("CXX")
+            which = f", which CXX names ({named})," if named else ""
+            reason = f"the C++ compiler{which} does not work: unset CXX, or {_INSTALL}"
         else:
             # The message's first line may only introduce the one that says something.
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -4,14 +4,14 @@ No state but tensors changed in place, no random numbers, nothing that waits for
 a function can be run eagerly, compiled into one graph, or captured.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from vaebench.elbo import Objective, loss_terms
-from vaebench.engine import Sums
+from vaebench.engine import Sums, copy_state
 from vaebench.model import as_vae
 
 # (images, index (B,) int64, eps (B, Z) or (B, k, Z), totals (2,) float64): trains one step on the
@@ -39,6 +39,9 @@ class Optimizer(Protocol):
 
     def tensors(self) -> list[Tensor]:
         """All that an update changes."""
+
+    def memory(self) -> dict[str, Tensor]:
+        """What it remembers beside the parameters, by name."""
 
     def update(self, grads: tuple[Tensor, ...]) -> None:
         """Take one step, in place."""
@@ -132,3 +135,11 @@ class StepEngine:
         ):
             self.step(self.images, index, eps, totals)
         return Sums(totals[0], totals[1], len(order))
+
+    def state(self) -> dict[str, Tensor]:
+        """What the optimiser remembers; see :meth:`vaebench.engine.Engine.state`."""
+        return self.optimizer.memory()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take it back, in place; see :meth:`vaebench.engine.Engine.load_state`."""
+        copy_state(state, self.optimizer.memory())

@@ -1,0 +1,120 @@
+"""The settings of a run that goes on: its own, from its folder, and which of them may change.
+
+No torch in this room: the command line is checked before torch is loaded.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vaebench.config import TrainConfig
+from vaebench.errors import InputError
+
+CONFIG, RESULT = "config.json", "result.json"
+LARGEST_JSON = 10**6  # bytes; ours are a few thousand
+
+# What may be given anew with --resume, since the result of an epoch does not depend on it. Epochs:
+# one is the same whatever number follows, so a run may be made longer. The data's place: that
+# they are the same images is checked by their contents.
+MAY_DIFFER = ("epochs", "checkpoint_every", "data", "data_dir", "out", "plot", "quiet", "resume")
+
+
+def resumed(run: str, given: Mapping[str, Any]) -> TrainConfig:
+    """Settings for going on with a run: its own, and on top what was given and may differ.
+
+    Args:
+        run: the run folder.
+        given: the options named on the command line, without ``resume``.
+
+    Raises:
+        InputError: no run folder; or an option that is not as the run has it.
+    """
+    stored = read_json(Path(run) / CONFIG)
+    names = [field.name for field in dataclasses.fields(TrainConfig)]
+    own = {name: _tupled(stored[name]) for name in names if name in stored}
+    images = stored.get("images", {})
+    if own.get("data") == "auto" and images.get("name") in ("mnist", "strokes"):
+        own["data"] = images["name"]  # what auto turned out to be: it may turn out otherwise now
+    if given.get("out") is not None:
+        raise InputError(f"--out cannot be given with --resume, which writes to {run}: drop it")
+    other = {n: v for n, v in given.items() if n not in MAY_DIFFER and own.get(n, v) != v}
+    if other:
+        said = ", ".join(
+            f"{_flag(name)} {_shown(value)} (its own: {_shown(own[name])})"
+            for name, value in other.items()
+        )
+        raise InputError(
+            f"{run} goes on with the options it began with, and these differ: {said}; drop them, "
+            "or begin a new run"
+        )
+    try:
+        return TrainConfig(**{**own, **given, "resume": run, "out": None})
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{Path(run) / CONFIG} is damaged: {error}") from error
+
+
+def deciding(config: TrainConfig) -> dict[str, Any]:
+    """The settings that decide about the result, by name."""
+    return {n: v for n, v in dataclasses.asdict(config).items() if n not in MAY_DIFFER}
+
+
+def is_complete(run: str, epochs: int) -> bool:
+    """Whether a run has trained this many epochs, and its summary is written."""
+    try:
+        return read_json(Path(run) / RESULT).get("epochs") == epochs
+    except InputError:
+        return False  # not there, or damaged: it will be written anew
+
+
+def check_images(run: str, mark: str) -> None:
+    """Check by their mark that images are those a run began with.
+
+    Raises:
+        InputError: they are others.
+    """
+    own = read_json(Path(run) / CONFIG).get("images", {})
+    if own.get("mark") not in (None, mark):
+        raise InputError(
+            f"these are not the images that {run} began with ({own.get('name')}: {own['mark']}; "
+            f"now: {mark}): name those with --data or --data-dir"
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file of a run folder.
+
+    Raises:
+        InputError: it is not there, or is no JSON object.
+    """
+    try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise InputError(f"{path} is not a regular file; train again")
+        if path.stat().st_size > LARGEST_JSON:
+            raise InputError(f"{path} is damaged: it is {path.stat().st_size} bytes; train again")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(
+            f"{path.parent} is no run folder: it holds no {path.name}; give a folder that "
+            "python -m vaebench.train wrote"
+        ) from None
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged or unreadable: {error}; train again") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is damaged: it holds no object; train again")
+    return value
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
