@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vaebench.checkpoint import load as load
     from vaebench.config import TrainConfig as TrainConfig
+    from vaebench.conv import ConvVAE as ConvVAE
     from vaebench.data import Dataset as Dataset
     from vaebench.data import load_dataset as load_dataset
     from vaebench.data import load_mnist as load_mnist
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from vaebench.evaluation import Evaluation as Evaluation
     from vaebench.evaluation import evaluate as evaluate
     from vaebench.fast.loader import DeviceLoader as DeviceLoader
+    from vaebench.imported import load_state_dict_from as load_state_dict_from
     from vaebench.model import VAE as VAE
     from vaebench.trainer import EpochRecord as EpochRecord
     from vaebench.trainer import History as History
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "ConvVAE": "conv",
     "Dataset": "data",
     "DeviceLoader": "fast.loader",
     "EpochRecord": "trainer",
@@ -40,10 +43,12 @@ _HOME = {
     "load": "checkpoint",
     "load_dataset": "data",
     "load_mnist": "data",
+    "load_state_dict_from": "imported",
 }
 
 __all__ = [
     "VAE",
+    "ConvVAE",
     "Dataset",
     "DeviceLoader",
     "EpochRecord",
@@ -57,6 +62,7 @@ __all__ = [
     "load",
     "load_dataset",
     "load_mnist",
+    "load_state_dict_from",
 ]
 
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from vaebench.errors import InputError
-from vaebench.model import VAE
+from vaebench.networks import Network, make_network
 
 CONFIG, METRICS, MODEL, RESULT = (
     "config.json",
@@ -100,7 +100,7 @@ class RunFolder:
             temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def load(run_dir: str | os.PathLike[str]) -> VAE:
+def load(run_dir: str | os.PathLike[str]) -> Network:
     """Load a run's model, on the CPU and in eval mode, ready to encode, decode and sample.
 
     Raises:
@@ -109,7 +109,7 @@ def load(run_dir: str | os.PathLike[str]) -> VAE:
     folder = Path(run_dir)
     settings = _read_json(folder / CONFIG)
     try:
-        model = VAE(**settings["model"])
+        model = make_network(settings["model"])
         model.load_state_dict(load_file(folder / MODEL))
     except FileNotFoundError:
         raise InputError(

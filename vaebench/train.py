@@ -155,10 +155,11 @@ def _fit(
     from torch import manual_seed
     from tqdm.auto import tqdm
 
-    from vaebench.model import VAE
+    from vaebench.networks import make_network
     from vaebench.trainer import fit
 
     recipe: dict[str, Any] = {
+        "kind": config.network,
         "image_shape": tuple(data.train.images.shape[1:]),
         "hidden_dims": config.hidden_dim,
         "latent_dim": config.latent_dim,
@@ -166,7 +167,7 @@ def _fit(
         "likelihood": config.likelihood,
     }
     manual_seed(config.seed)
-    model = VAE(**recipe)
+    model = make_network(recipe)
     folder.write_config(dataclasses.asdict(config), recipe)
 
     def on_epoch(record: "EpochRecord") -> None:
