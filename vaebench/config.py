@@ -71,6 +71,7 @@ class TrainConfig:
         nargs="?",
         const="auto",
     )
+    products: bool = option(True, "on the CPU, compute small convolutions as matrix products")
     flush_denormal: bool = option(True, "treat denormal numbers as zero on the CPU")
     out: str | None = option(
         None, "run folder to write (default: runs/WORKLOAD-TIME)", metavar="DIR"

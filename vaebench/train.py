@@ -189,6 +189,7 @@ def _fit(
         compile=config.compile,
         amp=config.amp,
         engine=config.engine,
+        products=config.products,
         flush_denormal=config.flush_denormal,
         test_images=data.test.images,
         progress=not config.quiet,

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import functools
 import math
 import statistics
 import threading
@@ -98,6 +99,7 @@ def fit(
     compile: bool = False,
     amp: str | None = None,
     engine: str = "fast",
+    products: bool = True,
     flush_denormal: bool = True,
     test_images: Tensor | None = None,
     progress: bool = False,
@@ -120,6 +122,7 @@ def fit(
         compile: compile the whole step. Where that is impossible, warn and train eagerly.
         amp: None, ``"auto"`` (bf16 autocast where it is measured to pay) or ``"bf16"``.
         engine: ``"fast"``, or ``"reference"`` for plain eager PyTorch.
+        products: on the CPU, compute small convolutions as matrix products.
         flush_denormal: treat denormals as zero; on the CPU.
         test_images: evaluated after each epoch.
         progress: show a bar on stderr.
@@ -154,7 +157,8 @@ def fit(
         with _timed(history, "compile"):
             model.to(target)
             latent_dim = latent_size(model, to_unit(images[:1].to(target)))
-            build = _build_reference if engine == "reference" else make_engine
+            fast = functools.partial(make_engine, products=products)
+            build = _build_reference if engine == "reference" else fast
             trainee, actual, notes = build(
                 model, images, objective, batch_size, lr, target, compile=compile, amp=amp
             )

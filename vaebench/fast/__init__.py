@@ -1,8 +1,9 @@
 """The ladder of techniques; the only place where they are combined.
 
 One technique, one file, one word: ``loader`` (data resident on the device), ``adam`` (fused),
-``precision`` (``amp``), ``compiled`` (``compile``), ``denormals`` (``flush_denormal``, applied by
-the trainer, since it is a setting of threads). To remove one, delete its file and its line here.
+``precision`` (``amp``), ``products`` (convolutions as matrix products), ``compiled``
+(``compile``), ``denormals`` (``flush_denormal``, applied by the trainer, since it is a setting of
+threads). To remove one, delete its file and its line here.
 """
 
 import warnings
@@ -16,6 +17,7 @@ from vaebench.fast.adam import AdamState
 from vaebench.fast.compiled import CompiledStep, CompileError
 from vaebench.fast.loader import gather, to_unit
 from vaebench.fast.precision import choose
+from vaebench.fast.products import lay_out, with_products
 from vaebench.fast.step import Step, StepEngine, make_step
 from vaebench.model import latent_size
 
@@ -42,6 +44,7 @@ def make_engine(
     *,
     compile: bool = False,
     amp: str | None = None,
+    products: bool = True,
 ) -> Built:
     """Put model and images on the device and build the fast engine for them, warmed up.
 
@@ -56,15 +59,22 @@ def make_engine(
         compile: compile the step. If that cannot be done the engine runs eagerly, with a warning
             and a note.
         amp: None, ``"auto"`` or ``"bf16"``; see :mod:`vaebench.fast.precision`.
+        products: compute convolutions as matrix products, where that pays: on the CPU in float32.
     """
     model.to(device)
     images = images.to(device)
     latent_dim = latent_size(model, to_unit(images[:1]))
     precision = choose(amp, device)
     notes = [f"--amp: {precision.reason}"] if amp else []
+    # Elsewhere, and under autocast, a library's own convolutions are the faster or finer ones.
+    products = products and device.type == "cpu" and precision.dtype is None
+    if products and (count := lay_out(model)):
+        notes.append(f"--products: {count} convolutions as matrix products")
     adam = AdamState.of([p for p in model.parameters() if p.requires_grad], lr)
 
     def engine(step: Step) -> StepEngine:
+        if products:
+            step = with_products(step, model)
         return StepEngine(model, images, step, adam, batch_size, latent_dim)
 
     step = make_step(model, objective, adam, gather, precision.dtype)

@@ -52,7 +52,18 @@ def update(state: AdamState, grads: tuple[Tensor, ...]) -> None:
     """
     state.step.add_(1)
     run = torch.ops.vaebench.adam_ if torch.compiler.is_compiling() else _fused_kernel
-    run(state.params, list(grads), state.m, state.v, state.step, state.lr)
+    aligned = [_laid_out_as(p, g) for p, g in zip(state.params, grads, strict=True)]
+    run(state.params, aligned, state.m, state.v, state.step, state.lr)
+
+
+def _laid_out_as(param: Tensor, grad: Tensor) -> Tensor:
+    """Give the gradient in its parameter's memory layout: the kernel goes by address, not index.
+
+    Autograd keeps that promise for ``.grad``, but not for what ``torch.autograd.grad`` gives.
+    """
+    if grad.stride() == param.stride():
+        return grad
+    return torch.empty_like(param).copy_(grad)
 
 
 def _fused_kernel(
@@ -65,10 +76,10 @@ def _fused_kernel(
 ) -> None:
     """The kernel behind torch.optim.Adam(fused=True), which counts in one tensor per parameter."""
     torch._fused_adam_(
-        params,
-        grads,
-        m,
-        v,
+        _in_memory_order(params),
+        _in_memory_order(grads),
+        _in_memory_order(m),
+        _in_memory_order(v),
         [],  # no AMSGrad
         [step] * len(params),
         lr=lr,
@@ -79,6 +90,14 @@ def _fused_kernel(
         amsgrad=False,
         maximize=False,
     )
+
+
+def _in_memory_order(tensors: list[Tensor]) -> list[Tensor]:
+    """Show tensors in the order they lie in: the kernel copies what is not contiguous, twice."""
+    return [
+        t if t.is_contiguous() else t.permute(sorted(range(t.dim()), key=t.stride, reverse=True))
+        for t in tensors
+    ]
 
 
 # The kernel reads the learning rate from a tensor, and in that form torch has not told its
