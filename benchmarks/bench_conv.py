@@ -74,7 +74,7 @@ class Original:
 class Ours:
     """vaebench's fast engine, as ``--workload conv`` makes it."""
 
-    def __init__(self, model: ConvVAE, images: Tensor, words: dict[str, bool]) -> None:
+    def __init__(self, model: ConvVAE, images: Tensor, words: dict[str, Any]) -> None:
         cpu = torch.device("cpu")
         objective = Objective("gaussian", RECIPE["sigma"])
         built = make_engine(
@@ -99,7 +99,7 @@ def timed(work: Callable[[], float]) -> tuple[float, float]:
     return value, clock() - begun
 
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "eager": {"compile": False},
     "compile": {"compile": True},
     "compile, no products": {"compile": True, "products": False},

@@ -84,12 +84,13 @@ class ProductConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, O, H', W')."""
-        size = input.shape[2:]
+        size = input.shape[-2:]
+        assert not isinstance(self.padding, str)  # else it is not suited
         out = [
-            (n + 2 * int(p) - k) // s + 1
+            (n + 2 * p - k) // s + 1
             for n, p, k, s in zip(size, self.padding, self.kernel_size, self.stride, strict=True)
         ]
-        if min(out) < 1 or out[0] * out[1] > LARGEST_GRID:
+        if input.dim() != 4 or min(out) < 1 or out[0] * out[1] > LARGEST_GRID:
             return super().forward(input)
         weight, first = _live(self, out, size)  # (O, U, V, C)
         x = input.permute(0, 2, 3, 1)  # (B, H, W, C)
@@ -99,7 +100,8 @@ class ProductConv2d(nn.Conv2d):
             taps = weight.shape[1:3]
             rows = torch.ops.vaebench.windows(x, self.stride[0], first, taps, out, False)
             y = F.linear(rows.flatten(3), weight.flatten(1))  # (B, H', W', O)
-        return (y if self.bias is None else y + self.bias).permute(0, 3, 1, 2)
+        y = y if self.bias is None else y + self.bias
+        return y.permute(0, 3, 1, 2)
 
 
 class ProductConvTranspose2d(nn.ConvTranspose2d):
@@ -107,20 +109,23 @@ class ProductConvTranspose2d(nn.ConvTranspose2d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(B, C, H, W) -> (B, O, H', W')."""
-        size = input.shape[2:]
+        size = input.shape[-2:]
+        assert not isinstance(self.padding, str)
         out = [
-            (n - 1) * s - 2 * int(p) + k + extra
+            (n - 1) * s - 2 * p + k + extra
             for n, s, p, k, extra in zip(
                 size, self.stride, self.padding, self.kernel_size, self.output_padding, strict=True
             )
         ]
-        if output_size is not None or min(out) < 1 or size[0] * size[1] > LARGEST_GRID:
+        plain = output_size is None and input.dim() == 4
+        if not plain or min(out) < 1 or size[0] * size[1] > LARGEST_GRID:
             return super().forward(input, output_size)
         weight, first = _live(self, size, out)  # (C, U, V, O)
         products = input.permute(0, 2, 3, 1) @ weight.flatten(1)  # (B, H, W, U V O)
         parts = products.unflatten(3, weight.shape[1:])
-        y = torch.ops.vaebench.overlap_add(parts, self.stride[0], first, out, False)
-        return (y if self.bias is None else y + self.bias).permute(0, 3, 1, 2)
+        y: Tensor = torch.ops.vaebench.overlap_add(parts, self.stride[0], first, out, False)
+        y = y if self.bias is None else y + self.bias
+        return y.permute(0, 3, 1, 2)
 
 
 _PRODUCTS: dict[type[nn.Module], type[nn.Module]] = {
@@ -142,7 +147,7 @@ def _live(module: Any, grid: Sequence[int], pixels: Sequence[int]) -> tuple[Tens
             tap
             for tap in range(module.kernel_size[axis])
             if any(0 <= stride * i + tap - padding < n for i in range(positions))
-        ]
+        ] or [0]
         weight = weight.narrow(1 + axis, live[0], live[-1] + 1 - live[0])
         first.append(live[0] - padding)
     return weight, first
@@ -157,7 +162,8 @@ def _narrow(x: Tensor, weight: Tensor, first: list[int], out: list[int]) -> Tens
     products = weight.flip(1, 2).flatten(0, 2) @ x.flatten(0, 2).t()  # (O U V, B H W)
     parts = products.view(o, u, v, *x.shape[:3]).permute(3, 4, 5, 1, 2, 0)  # (B, H, W, U, V, O)
     start = [1 - f - taps for f, taps in zip(first, (u, v), strict=True)]
-    return torch.ops.vaebench.overlap_add(parts, 1, start, out, True)
+    y: Tensor = torch.ops.vaebench.overlap_add(parts, 1, start, out, True)
+    return y
 
 
 # The operators. ``first`` is the pixel that tap 0 of grid position 0 meets; ``planar`` says how the
