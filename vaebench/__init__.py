@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vaebench.checkpoint import load as load
     from vaebench.config import TrainConfig as TrainConfig
+    from vaebench.conv import ConvVAE as ConvVAE
     from vaebench.data import Dataset as Dataset
     from vaebench.data import load_dataset as load_dataset
     from vaebench.data import load_mnist as load_mnist
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from vaebench.history import EpochRecord as EpochRecord
     from vaebench.history import History as History
     from vaebench.history import TrainingInterrupted as TrainingInterrupted
+    from vaebench.imported import load_state_dict_from as load_state_dict_from
     from vaebench.model import VAE as VAE
     from vaebench.resume import Checkpoints as Checkpoints
     from vaebench.state import TrainState as TrainState
@@ -29,6 +31,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Checkpoints": "resume",
+    "ConvVAE": "conv",
     "Dataset": "data",
     "DeviceLoader": "fast.loader",
     "EpochRecord": "history",
@@ -44,11 +47,13 @@ _HOME = {
     "load": "checkpoint",
     "load_dataset": "data",
     "load_mnist": "data",
+    "load_state_dict_from": "imported",
 }
 
 __all__ = [
     "VAE",
     "Checkpoints",
+    "ConvVAE",
     "Dataset",
     "DeviceLoader",
     "EpochRecord",
@@ -63,6 +68,7 @@ __all__ = [
     "load",
     "load_dataset",
     "load_mnist",
+    "load_state_dict_from",
 ]
 
 

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from vaebench.errors import InputError
 from vaebench.lock import LOCK, FolderLock
-from vaebench.model import VAE
+from vaebench.networks import Network, make_network
 from vaebench.settings import CONFIG as CONFIG
 from vaebench.settings import RESULT as RESULT
 from vaebench.settings import read_json as read_json
@@ -179,7 +179,7 @@ def metrics_line(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record).encode() + b"\n"
 
 
-def load(run_dir: str | os.PathLike[str]) -> VAE:
+def load(run_dir: str | os.PathLike[str]) -> Network:
     """Load a run's model, on the CPU and in eval mode, ready to encode, decode and sample.
 
     Raises:
@@ -191,7 +191,7 @@ def load(run_dir: str | os.PathLike[str]) -> VAE:
     settings = read_json(folder / CONFIG)
     try:
         with torch.device("meta"):  # no memory yet, whatever sizes a damaged file may name
-            model = VAE(**settings["model"])
+            model = make_network(settings["model"])
         tensors = _read_tensors(folder / MODEL)
         _check_tensors(tensors, model.state_dict())
         model.load_state_dict(tensors, assign=True)

@@ -17,7 +17,11 @@ from torch import Tensor, nn
 from vaebench.checks import WIDEST, check_choice, check_count, check_counts
 from vaebench.errors import InputError
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "leaky_relu": nn.LeakyReLU,
+}
 
 
 class EncoderDecoder(Protocol):
@@ -42,7 +46,7 @@ class VAE(nn.Module):
         image_shape: shape of one image, e.g. ``(28, 28)``; D is its product.
         hidden_dims: widths of the encoder's hidden layers; the decoder has them reversed.
         latent_dim: Z, the size of z.
-        activation: ``"relu"`` or ``"tanh"``.
+        activation: ``"relu"``, ``"tanh"`` or ``"leaky_relu"``.
         likelihood: ``"bernoulli"`` or ``"gaussian"``; says how :meth:`sample` turns the decoder's
             output into pixels, and is the default likelihood when this model is trained.
     """

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vaebench.checkpoint import RunFolder
     from vaebench.data import Dataset
     from vaebench.history import EpochRecord, History
-    from vaebench.model import VAE
+    from vaebench.networks import Network
     from vaebench.resume import Checkpoints
     from vaebench.state import TrainState
 
@@ -289,6 +289,7 @@ def _fit(
             amp=config.amp,
             engine=config.engine,
             sparse=config.sparse,
+            products=config.products,
             flush_denormal=config.flush_denormal,
             test_images=data.test.images,
             progress=not config.quiet,
@@ -306,14 +307,15 @@ def _fit(
 
 def _build(
     config: TrainConfig, data: "Dataset", device: "torch.device"
-) -> tuple["VAE", dict[str, Any]]:
+) -> tuple["Network", dict[str, Any]]:
     """Make the model with its seed's weights; give it and what it takes to make it again."""
     from torch import manual_seed
 
     from vaebench.machine import require_memory
-    from vaebench.model import VAE
+    from vaebench.networks import make_network
 
     recipe: dict[str, Any] = {
+        "kind": config.network,
         "image_shape": tuple(data.train.images.shape[1:]),
         "hidden_dims": config.hidden_dim,
         "latent_dim": config.latent_dim,
@@ -321,8 +323,8 @@ def _build(
         "likelihood": config.likelihood,
     }
     manual_seed(config.seed)
-    require_memory(lambda: VAE(**recipe), device)
-    return VAE(**recipe), recipe
+    require_memory(lambda: make_network(recipe), device)
+    return make_network(recipe), recipe
 
 
 def _trained_on(data: "Dataset", holdout: int) -> "torch.Tensor":

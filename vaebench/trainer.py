@@ -52,6 +52,7 @@ def fit(
     amp: str | None = None,
     engine: str = "fast",
     sparse: bool = True,
+    products: bool = True,
     flush_denormal: bool = True,
     test_images: Tensor | None = None,
     progress: bool = False,
@@ -85,6 +86,7 @@ def fit(
         amp: None, ``"auto"`` (bf16 autocast where it is measured to pay) or ``"bf16"``.
         engine: ``"fast"``, or ``"reference"`` for plain eager PyTorch.
         sparse: let the first layer leave out dark pixels where they are many; compiled, on the CPU.
+        products: on the CPU, compute small convolutions as matrix products.
         flush_denormal: treat denormals as zero; on the CPU.
         test_images: evaluated after each epoch.
         progress: show a bar on stderr.
@@ -118,6 +120,7 @@ def fit(
     _check_modes(amp, engine, compile)
     _check_words(optimizer=optimizer, schedule=schedule, binarize=binarize)
     check_switch("sparse", sparse)
+    check_switch("products", products)
     check_switch("flush_denormal", flush_denormal)
     for name, call in (("on_epoch", on_epoch), ("on_state", on_state)):
         if call is not None and not callable(call):
@@ -164,7 +167,7 @@ def fit(
             latent_dim = try_out(model, aim, to_unit(images[:2].to(target)), sizes)
             build: Callable[..., tuple[Engine, dict[str, Any], list[str]]] = _build_reference
             if engine == "fast":
-                build = partial(make_engine, sparse=sparse, group=group)
+                build = partial(make_engine, sparse=sparse, products=products, group=group)
             words = {"compile": compile, "amp": amp, "optimizer": optimizer, "adam_eps": adam_eps}
             trainee, actual, notes = build(model, images, aim, batch_size, lr, target, **words)
             if group:

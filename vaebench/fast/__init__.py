@@ -1,12 +1,14 @@
 """The ladder of techniques; the only place where they are combined.
 
 One technique, one file, one word: ``loader`` (data resident on the device), ``adam`` and
-``adagrad`` (fused), ``precision`` (``amp``), ``compiled`` (``compile``), ``sparse``, ``parallel``
-(several processes), ``denormals`` (``flush_denormal``, applied by the trainer, since it is a
-setting of threads). To remove one, delete its file and its line here.
+``adagrad`` (fused), ``precision`` (``amp``), ``compiled`` (``compile``), ``sparse``, ``products``
+(convolutions as matrix products), ``parallel`` (several processes), ``denormals``
+(``flush_denormal``, applied by the trainer, since it is a setting of threads). To remove one,
+delete its file and its line here. ``race`` measures whether compiling pays.
 """
 
 import contextlib
+import time
 import warnings
 from typing import Any, NamedTuple
 
@@ -20,6 +22,8 @@ from vaebench.fast.compiled import CompiledStep, CompileError, compile_errors
 from vaebench.fast.loader import gather, to_unit
 from vaebench.fast.parallel import ParallelEngine, ParallelStep, exchange
 from vaebench.fast.precision import Precision, choose
+from vaebench.fast.products import lay_out, with_products
+from vaebench.fast.race import race
 from vaebench.fast.sparse import with_sparse_input
 from vaebench.fast.step import Optimizer, Step, StepEngine, alone, make_step
 from vaebench.model import latent_size
@@ -50,6 +54,7 @@ def make_engine(
     compile: bool = False,
     amp: str | None = None,
     sparse: bool = True,
+    products: bool = True,
     optimizer: str = "adam",
     adam_eps: float = 1e-8,
     group: Group | None = None,
@@ -65,8 +70,9 @@ def make_engine(
         lr: learning rate.
         device: where everything runs.
         compile: compile the step. If that cannot be done the engine runs eagerly, with a warning
-            and a note.
+            and a note; with a note alone if compiled steps are measured to be slower.
         amp: None, ``"auto"`` or ``"bf16"``; see :mod:`vaebench.fast.precision`.
+        products: compute convolutions as matrix products, where that pays: on the CPU in float32.
         sparse: let the first layer leave out dark pixels where they are many; compiled, in
             float32, on the CPU; see :mod:`vaebench.fast.sparse`.
         optimizer: ``"adam"`` or ``"adagrad"``.
@@ -82,10 +88,14 @@ def make_engine(
         precision = Precision(torch.bfloat16 if bf16 else None, precision.reason)
     notes = [f"--amp: {precision.reason}"] if amp else []
     network, light = model, None
-    if compile and sparse and not group and precision.dtype is None:
+    if compile and sparse and precision.dtype is None:
         with contextlib.suppress(CompileError), compile_errors():  # compiling the step will say so
             network, light = with_sparse_input(model, images, to_unit(images[:2]))
-    # After it: what the optimiser remembers is laid out in memory as the parameters are.
+    # Elsewhere, and under autocast, a library's own convolutions are the faster or finer ones.
+    products = products and device.type == "cpu" and precision.dtype is None
+    if products and (count := lay_out(model)):
+        notes.append(f"--products: {count} convolutions as matrix products")
+    # After both: what the optimiser remembers is laid out in memory as the parameters are.
     params = reached(model, objective, to_unit(images[:2]), latent_dim)
     state: Optimizer = AdamState.of(params, lr, adam_eps)
     if optimizer == "adagrad":
@@ -95,6 +105,8 @@ def make_engine(
         state.update(exchange(tuple(torch.zeros_like(p) for p in params), 0))
 
     def engine(network: nn.Module, step: Step) -> StepEngine:
+        if products:
+            step = with_products(step, network)
         words = (state, batch_size, latent_dim, objective.samples)
         if group is None:
             return StepEngine(network, images, step, *words)
@@ -104,16 +116,30 @@ def make_engine(
         passed_on = exchange if group else alone
         return make_step(network, objective, state, gather, precision.dtype, passed_on)
 
+    eager = engine(model, step(model))
     if compile:
         part = group.share(batch_size) if group else slice(0, batch_size)
-        built = engine(network, CompiledStep(step(network), part.stop - part.start))
-        try:
-            built.warm_up()
+        compiled = engine(network, CompiledStep(step(network), part.stop - part.start))
+        if _pays(compiled, eager, notes, alone=group is None):
+            notes += [light] if light else []
             actual = {"compile": True, "amp": precision.name, "sparse": light is not None}
-            return Built(built, actual, notes + ([light] if light else []))
-        except CompileError as error:
-            warnings.warn(f"{error}; training eagerly", stacklevel=2)
-            notes.append(f"--compile: {error}; trained eagerly")
-    built = engine(model, step(model))
-    built.warm_up()
-    return Built(built, {"compile": False, "amp": precision.name, "sparse": False}, notes)
+            return Built(compiled, actual, notes)
+    eager.warm_up()
+    return Built(eager, {"compile": False, "amp": precision.name, "sparse": False}, notes)
+
+
+def _pays(compiled: StepEngine, eager: StepEngine, notes: list[str], *, alone: bool) -> bool:
+    """Compile; say whether to train compiled, and add to the notes why not, or when it pays."""
+    start = time.perf_counter()
+    try:
+        compiled.warm_up()
+    except CompileError as error:
+        warnings.warn(f"{error}; training eagerly", stacklevel=3)
+        notes.append(f"--compile: {error}; trained eagerly")
+        return False
+    if not alone:  # several processes would each measure, and wait for, another
+        return True
+    seconds = time.perf_counter() - start
+    verdict = race(compiled, eager)
+    notes.append(verdict.note(seconds))
+    return verdict.compiled_wins

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaebench.fast.adam import in_memory_order
+from vaebench.fast.adam import in_memory_order, laid_out_as
 
 EPSILON = 1e-10
 
@@ -55,18 +55,17 @@ class AdagradState:
         """
         self.step.add_(1)
         run = torch.ops.vaebench.adagrad_ if torch.compiler.is_compiling() else _fused_kernel
-        run(self.params, list(grads), self.sums, self.step, self.lr)
+        run(self.params, laid_out_as(self.params, grads), self.sums, self.step, self.lr)
 
 
 def _fused_kernel(
     params: list[Tensor], grads: list[Tensor], sums: list[Tensor], step: Tensor, lr: Tensor
 ) -> None:
     """The kernel behind torch.optim.Adagrad(fused=True), which counts in a tensor per parameter."""
-    params, grads, sums = in_memory_order(params, grads, sums)
     torch._fused_adagrad_(
-        params,
-        grads,
-        sums,
+        in_memory_order(params),
+        in_memory_order(grads),
+        in_memory_order(sums),
         [step] * len(params),
         lr=lr,
         lr_decay=0.0,

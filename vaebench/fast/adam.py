@@ -3,7 +3,6 @@
 Source: Kingma & Ba, Adam (arXiv 1412.6980), in the form and the defaults of torch.optim.Adam.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +59,19 @@ class AdamState:
         """
         self.step.add_(1)
         run = torch.ops.vaebench.adam_ if torch.compiler.is_compiling() else _fused_kernel
-        run(self.params, list(grads), self.m, self.v, self.step, self.lr, self.eps)
+        alike = laid_out_as(self.params, grads)
+        run(self.params, alike, self.m, self.v, self.step, self.lr, self.eps)
+
+
+def laid_out_as(params: list[Tensor], grads: tuple[Tensor, ...]) -> list[Tensor]:
+    """Give gradients in their parameters' memory layout: the kernels go by address, not index.
+
+    Autograd keeps that promise for ``.grad``, but not for what ``torch.autograd.grad`` gives.
+    """
+    return [
+        grad if grad.stride() == param.stride() else torch.empty_like(param).copy_(grad)
+        for param, grad in zip(params, grads, strict=True)
+    ]
 
 
 def _fused_kernel(
@@ -73,12 +84,11 @@ def _fused_kernel(
     eps: float,
 ) -> None:
     """The kernel behind torch.optim.Adam(fused=True), which counts in one tensor per parameter."""
-    params, grads, m, v = in_memory_order(params, grads, m, v)
     torch._fused_adam_(
-        params,
-        grads,
-        m,
-        v,
+        in_memory_order(params),
+        in_memory_order(grads),
+        in_memory_order(m),
+        in_memory_order(v),
         [],  # no AMSGrad
         [step] * len(params),
         lr=lr,
@@ -91,14 +101,12 @@ def _fused_kernel(
     )
 
 
-def in_memory_order(params: list[Tensor], *others: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Give weights laid out by columns, and all that goes with them, transposed.
-
-    They are contiguous then; of other tensors the kernels make copies.
-    """
-    columns = [p.dim() == 2 and not p.is_contiguous() for p in params]
-    for tensors in (params, *others):
-        yield [t.t() if turned else t for t, turned in zip(tensors, columns, strict=True)]
+def in_memory_order(tensors: list[Tensor]) -> list[Tensor]:
+    """Show tensors in the order they lie in: the kernels copy what is not contiguous, twice."""
+    return [
+        t if t.is_contiguous() else t.permute(sorted(range(t.dim()), key=t.stride, reverse=True))
+        for t in tensors
+    ]
 
 
 # The kernel reads the learning rate from a tensor, and in that form torch has not told its

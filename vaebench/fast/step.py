@@ -4,7 +4,8 @@ No state but tensors changed in place, no random numbers, nothing that waits for
 a function can be run eagerly, compiled into one graph, or captured.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -111,16 +112,25 @@ class StepEngine:
         self.optimizer.lr.fill_(lr)
 
     def warm_up(self) -> None:
-        """Run a step of each size an epoch has, then put every tensor back as it was."""
+        """Run a step of each size an epoch has; leave no trace."""
         n = len(self.images)
         sizes = {min(self.batch_size, n), n % self.batch_size} - {0}
+        with self.unchanged():
+            for size in sorted(sizes, reverse=True):
+                self.epoch(torch.arange(size, device=self.device), self.no_noise(size))
+
+    def no_noise(self, images: int) -> Tensor:
+        """Noise of zeros for so many images, in the shape that the step expects."""
+        k = (self.samples,) if self.samples > 1 else ()
+        return torch.zeros(images, *k, self.latent_dim, device=self.device)
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Put every tensor that training changes back at the end, in place."""
         state = [*self.optimizer.tensors(), *self.model.buffers()]
         before = [t.detach().clone() for t in state]
         try:
-            for size in sorted(sizes, reverse=True):
-                k = (self.samples,) if self.samples > 1 else ()
-                noise = torch.zeros(size, *k, self.latent_dim, device=self.device)
-                self.epoch(torch.arange(size, device=self.device), noise)
+            yield
         finally:
             with torch.no_grad():
                 for tensor, value in zip(state, before, strict=True):

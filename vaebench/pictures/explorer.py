@@ -66,9 +66,10 @@ def decoder_layers(run: Run) -> list[dict[str, Any]]:
         elif type(module) in _ACTIVATIONS and layers and layers[-1]["activation"] == "none":
             layers[-1]["activation"] = _ACTIVATIONS[type(module)]
         else:
+            leaf = next(m for m in module.modules() if not list(m.children())) if module else module
             raise UnsuitedError(
                 "the explorer can only decode a chain of Linear, ReLU and Tanh layers, and this "
-                f"model's decoder holds {type(module).__name__}"
+                f"model's decoder holds {type(leaf).__name__}"
             )
     for layer, module in zip(layers, linear, strict=True):
         layer["outputs"], layer["inputs"] = module.weight.shape
