@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 
 from vaebench.elbo import Objective
 from vaebench.errors import InputError
-from vaebench.fast import adam, compiled, denormals, make_engine, precision
+from vaebench.fast import adam, compiled, denormals, make_engine, payoff, precision
 from vaebench.fast.loader import DeviceLoader, gather, to_unit
 from vaebench.fast.step import StepEngine
 from vaebench.model import VAE
@@ -273,3 +273,68 @@ def test_engines_do_not_share_state(strokes: Tensor) -> None:
     before = copy.deepcopy(two.model.state_dict())
     _epoch(one)
     assert all(torch.equal(v, before[k]) for k, v in two.model.state_dict().items())
+
+
+def test_steady_steps_go_past_the_front_end_and_do_the_same(strokes: Tensor) -> None:
+    direct, through = _engine(strokes), _engine(strokes)
+    for engine in (direct, through):
+        assert isinstance(engine.step, compiled.CompiledStep)
+        assert engine.step.direct is not None
+    through.step.direct = None  # type: ignore[attr-defined]
+    order, noise = torch.arange(len(strokes)), torch.randn(len(strokes), 6)
+    direct.epoch(order, noise)
+    through.epoch(order, noise)
+    for ours, theirs in zip(direct.model.parameters(), through.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_graph_that_gives_something_back_is_not_called_directly() -> None:
+    x = torch.zeros(1)
+    inputs = [x, x + 1, x + 2, x + 3]
+    arguments = (inputs[0], inputs[1], inputs[2], inputs[3])
+
+    def call(outputs: int, found: list[Tensor]) -> compiled.Call:
+        return compiled.Call(lambda *_: None, [*found, torch.ones(2)], outputs)
+
+    assert compiled._direct([call(0, inputs)], arguments) is not None
+    assert compiled._direct([call(1, inputs)], arguments) is None
+    assert compiled._direct([call(0, inputs[:3])], arguments) is None
+    assert compiled._direct([call(0, inputs)] * 2, arguments) is None
+
+
+def test_the_race_measures_and_leaves_no_trace(strokes: Tensor) -> None:
+    engine = _engine(strokes, compile=False)
+    before = [t.clone() for t in engine.optimizer.tensors()]
+    verdict = payoff.race(engine, engine)
+    assert verdict.compiled > 0
+    assert verdict.eager > 0
+    assert verdict.steps == -(-len(strokes) // engine.batch_size)
+    for tensor, value in zip(engine.optimizer.tensors(), before, strict=True):
+        assert torch.equal(tensor, value)
+
+
+@pytest.mark.parametrize(
+    ("compiled_seconds", "eager_seconds", "wins", "said"),
+    [
+        (1e-3, 2e-3, True, "it pays after 5.0 epochs"),
+        (2e-3, 2e-3, True, "it pays never"),
+        (3e-3, 2e-3, False, "1.50x an eager step's time here; trained eagerly"),
+    ],
+)
+def test_what_the_race_says(
+    compiled_seconds: float, eager_seconds: float, wins: bool, said: str
+) -> None:
+    verdict = payoff.Verdict(compiled_seconds, eager_seconds, steps=1000)
+    assert verdict.compiled_wins is wins
+    assert said in verdict.note(5.0)
+
+
+def test_the_slower_compiled_step_is_not_trained_with(
+    strokes: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vaebench.fast.race", lambda *_: payoff.Verdict(3e-3, 2e-3, 10))
+    built = make_engine(
+        VAE(hidden_dims=(16,), latent_dim=2), strokes, Objective(), 64, 1e-3, CPU, compile=True
+    )
+    assert built.actual["compile"] is False
+    assert any("trained eagerly" in note for note in built.notes)

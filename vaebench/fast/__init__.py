@@ -4,7 +4,7 @@ One technique, one file, one word: ``loader`` (data resident on the device), ``a
 ``adagrad`` (fused), ``precision`` (``amp``), ``compiled`` (``compile``), ``sparse``, ``products``
 (convolutions as matrix products), ``parallel`` (several processes), ``denormals``
 (``flush_denormal``, applied by the trainer, since it is a setting of threads). To remove one,
-delete its file and its line here. ``race`` measures whether compiling pays.
+delete its file and its line here. ``payoff`` measures whether compiling pays.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from vaebench.fast.adam import AdamState
 from vaebench.fast.compiled import CompiledStep, CompileError, compile_errors
 from vaebench.fast.loader import gather, to_unit
 from vaebench.fast.parallel import ParallelEngine, ParallelStep, exchange
+from vaebench.fast.payoff import race
 from vaebench.fast.precision import Precision, choose
 from vaebench.fast.products import lay_out, with_products
-from vaebench.fast.race import race
 from vaebench.fast.sparse import with_sparse_input
 from vaebench.fast.step import Optimizer, Step, StepEngine, alone, make_step
 from vaebench.model import latent_size
