@@ -46,9 +46,9 @@ RUNGS: dict[str, Rung] = {
         Rung("reference", "plain eager, DataLoader", None, {"engine": "reference", **_PLAIN}),
         Rung("resident", "data on the device, fused Adam", "reference", _PLAIN),
         Rung("flush_denormal", "denormals are zero", "resident", {}, ("cpu",)),
-        Rung("compile", "whole step in one graph", "flush_denormal", _GRAPH),
-        Rung("sparse", "dark pixels left out", "compile", {"compile": True}, ("cpu",)),
-        Rung("amp", "bf16 where it pays", "sparse", {"compile": True, "amp": "auto"}),
+        Rung("graph", "whole step in one graph", "flush_denormal", _GRAPH, ("cpu",)),
+        Rung("compile", "dark pixels left out (CPU)", "graph", {"compile": True}),
+        Rung("amp", "bf16 where it pays", "compile", {"compile": True, "amp": "auto"}),
         Rung("bf16", "bf16 forced", "compile", {"compile": True, "amp": "bf16"}),
     )
 }

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vaebench.layout import in_memory_order, laid_out_as
+
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
@@ -63,17 +65,6 @@ class AdamState:
         run(self.params, alike, self.m, self.v, self.step, self.lr, self.eps)
 
 
-def laid_out_as(params: list[Tensor], grads: tuple[Tensor, ...]) -> list[Tensor]:
-    """Give gradients in their parameters' memory layout: the kernels go by address, not index.
-
-    Autograd keeps that promise for ``.grad``, but not for what ``torch.autograd.grad`` gives.
-    """
-    return [
-        grad if grad.stride() == param.stride() else torch.empty_like(param).copy_(grad)
-        for param, grad in zip(params, grads, strict=True)
-    ]
-
-
 def _fused_kernel(
     params: list[Tensor],
     grads: list[Tensor],
@@ -99,14 +90,6 @@ def _fused_kernel(
         amsgrad=False,
         maximize=False,
     )
-
-
-def in_memory_order(tensors: list[Tensor]) -> list[Tensor]:
-    """Show tensors in the order they lie in: the kernels copy what is not contiguous, twice."""
-    return [
-        t if t.is_contiguous() else t.permute(sorted(range(t.dim()), key=t.stride, reverse=True))
-        for t in tensors
-    ]
 
 
 # The kernel reads the learning rate from a tensor, and in that form torch has not told its
