@@ -122,7 +122,8 @@ def fit(
         compile: compile the whole step. Where that is impossible, warn and train eagerly.
         amp: None, ``"auto"`` (bf16 autocast where it is measured to pay) or ``"bf16"``.
         engine: ``"fast"``, or ``"reference"`` for plain eager PyTorch.
-        products: on the CPU, compute small convolutions as matrix products.
+        products: on the CPU, compute small convolutions as matrix products; their weights are
+            then laid out channels last in memory.
         flush_denormal: treat denormals as zero; on the CPU.
         test_images: evaluated after each epoch.
         progress: show a bar on stderr.

@@ -60,6 +60,7 @@ def make_engine(
             and a note.
         amp: None, ``"auto"`` or ``"bf16"``; see :mod:`vaebench.fast.precision`.
         products: compute convolutions as matrix products, where that pays: on the CPU in float32.
+            Their weights are then laid out channels last.
     """
     model.to(device)
     images = images.to(device)
@@ -67,13 +68,14 @@ def make_engine(
     precision = choose(amp, device)
     notes = [f"--amp: {precision.reason}"] if amp else []
     # Elsewhere, and under autocast, a library's own convolutions are the faster or finer ones.
-    products = products and device.type == "cpu" and precision.dtype is None
-    if products and (count := lay_out(model)):
+    suits = products and device.type == "cpu" and precision.dtype is None
+    count = lay_out(model) if suits else 0
+    if count:
         notes.append(f"--products: {count} convolutions as matrix products")
     adam = AdamState.of([p for p in model.parameters() if p.requires_grad], lr)
 
     def engine(step: Step) -> StepEngine:
-        if products:
+        if count:
             step = with_products(step, model)
         return StepEngine(model, images, step, adam, batch_size, latent_dim)
 
