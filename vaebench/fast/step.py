@@ -39,8 +39,9 @@ def make_step(
         ):
             recon, kl = elbo_terms(vae, objective, x, eps)
         grads = torch.autograd.grad(objective.loss(recon, kl), adam.params)
-        update(adam, grads)
+        # Before the update: a compiled sum may read a bias only here, and must not find it moved on.
         totals += torch.stack((recon.detach().sum(), kl.detach().sum()))
+        update(adam, grads)
 
     return step
 
