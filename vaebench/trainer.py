@@ -86,7 +86,8 @@ def fit(
         amp: None, ``"auto"`` (bf16 autocast where it is measured to pay) or ``"bf16"``.
         engine: ``"fast"``, or ``"reference"`` for plain eager PyTorch.
         sparse: let the first layer leave out dark pixels where they are many; compiled, on the CPU.
-        products: on the CPU, compute small convolutions as matrix products.
+        products: on the CPU, compute small convolutions as matrix products; their weights are
+            then laid out channels last in memory.
         flush_denormal: treat denormals as zero; on the CPU.
         test_images: evaluated after each epoch.
         progress: show a bar on stderr.

@@ -73,6 +73,7 @@ def make_engine(
             and a note; with a note alone if compiled steps are measured to be slower.
         amp: None, ``"auto"`` or ``"bf16"``; see :mod:`vaebench.fast.precision`.
         products: compute convolutions as matrix products, where that pays: on the CPU in float32.
+            Their weights are then laid out channels last.
         sparse: let the first layer leave out dark pixels where they are many; compiled, in
             float32, on the CPU; see :mod:`vaebench.fast.sparse`.
         optimizer: ``"adam"`` or ``"adagrad"``.
@@ -92,8 +93,9 @@ def make_engine(
         with contextlib.suppress(CompileError), compile_errors():  # compiling the step will say so
             network, light = with_sparse_input(model, images, to_unit(images[:2]))
     # Elsewhere, and under autocast, a library's own convolutions are the faster or finer ones.
-    products = products and device.type == "cpu" and precision.dtype is None
-    if products and (count := lay_out(model)):
+    suits = products and device.type == "cpu" and precision.dtype is None
+    count = lay_out(model) if suits else 0
+    if count:
         notes.append(f"--products: {count} convolutions as matrix products")
     # After both: what the optimiser remembers is laid out in memory as the parameters are.
     params = reached(model, objective, to_unit(images[:2]), latent_dim)
@@ -105,7 +107,7 @@ def make_engine(
         state.update(exchange(tuple(torch.zeros_like(p) for p in params), 0))
 
     def engine(network: nn.Module, step: Step) -> StepEngine:
-        if products:
+        if count:
             step = with_products(step, network)
         words = (state, batch_size, latent_dim, objective.samples)
         if group is None:

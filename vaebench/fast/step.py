@@ -69,8 +69,9 @@ def make_step(
         ):
             loss, recon, kl = loss_terms(vae, objective, x, eps)
         grads = torch.autograd.grad(loss, optimizer.params)
-        optimizer.update(exchange(grads, len(index)))
+        # Before the update: a compiled sum may read a bias only here; it must not have moved on.
         totals += torch.stack((recon.detach().sum(), kl.detach().sum()))
+        optimizer.update(exchange(grads, len(index)))
 
     return step
 
