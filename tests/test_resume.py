@@ -456,7 +456,7 @@ def test_no_run_and_damaged_settings(
     config = (run / "config.json").read_text()
     for content, said in (
         (config.replace('"epochs": 3', '"epochs": "many"'), "is damaged: --epochs is 'many'"),
-        (config[:-9], "cannot be read"),
+        (config[:-9], "is damaged or unreadable"),
         (config.replace('"lr": 0.001', '"lr": 0.1'), "was written with lr 0.001, not 0.1"),
         (config.replace("260x28x28", "9x28x28"), "these are not the images that"),
     ):

@@ -123,9 +123,8 @@ def fit(
     check_switch("sparse", sparse)
     check_switch("products", products)
     check_switch("flush_denormal", flush_denormal)
-    for name, call in (("on_epoch", on_epoch), ("on_state", on_state)):
-        if call is not None and not callable(call):
-            raise InputError(f"{name} is {call!r}: it must be a function of one argument")
+    _check_call("on_epoch", on_epoch, "EpochRecord")
+    _check_call("on_state", on_state, "TrainState")
     images, test_images = _check_data(images, test_images, aim, batch_size)
     device_of(model)
     _check_processes(count(), model, batch_size, engine)
@@ -191,6 +190,11 @@ def fit(
     if len(history.epochs) < epochs:
         raise TrainingInterrupted(history)
     return history
+
+
+def _check_call(name: str, call: object, takes: str) -> None:
+    if call is not None and not callable(call):
+        raise InputError(f"{name} is {call!r}: it must be a function of one {takes}")
 
 
 def _check_words(**words: str) -> None:
