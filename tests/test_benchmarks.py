@@ -149,14 +149,14 @@ def trained(rung: str, rate: float) -> dict[str, Any]:
 
 def test_rows_pair_the_repeats_and_give_a_verdict(load: Load) -> None:
     rates = {"reference": (100, 200), "resident": (150, 300), "flush_denormal": (140, 290),
-             "compile": (141, 280)}  # fmt: skip
+             "graph": (141, 280)}  # fmt: skip
     runs = [trained(name, rate) for i in range(2) for name, both in rates.items()
             for rate in (both[i],)]  # fmt: skip
     rows = {row["rung"]: row for row in load("ladder").rows(runs, torch.device("cpu"))}
     assert rows["resident"]["ratio"]["median"] == 1.5
     assert rows["resident"]["verdict"] == "helps"
     assert rows["flush_denormal"]["verdict"] == "hurts"
-    assert rows["compile"]["verdict"] == "no difference detected"
+    assert rows["graph"]["verdict"] == "no difference detected"
     assert rows["resident"]["images_per_second"]["noise"] == "not quoted"
     assert rows["reference"]["peak_share"] == pytest.approx(150 * 3e6 / 3e11)
 
