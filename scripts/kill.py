@@ -158,7 +158,8 @@ def phase(run: Path, config_before: int | None, newest_before: int | None) -> st
         return "building, or the first epoch since"
     if len(checkpoints(run)) > 2:
         return "after a checkpoint, before the oldest was removed"
-    text = (run / "metrics.jsonl").read_text()
+    metrics = run / "metrics.jsonl"
+    text = metrics.read_text() if metrics.exists() else ""  # none yet after the first checkpoint
     if text.count("\n") < epochs_kept(run) or not text.endswith("\n"):
         return "between checkpoint and metrics"
     if (written(run / "model.safetensors") or 0) < (written(newest[0]) or 0):
