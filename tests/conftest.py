@@ -1,6 +1,7 @@
 """Shared by all tests: a private compiler cache, small data, the devices there are."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,8 @@ def pytest_configure(config: pytest.Config) -> None:
     cache = getattr(config, "cache", None)  # absent under -p no:cacheprovider
     folder = cache.mkdir("inductor") if cache else Path(tempfile.mkdtemp(prefix="vaebench-"))
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    # A shell's background job is started with Ctrl-C ignored, which the tests of it would wait for.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 import torch  # noqa: E402
