@@ -198,7 +198,9 @@ def test_a_step_is_the_references(trained: Any) -> None:
         bar = 2 * plains.square().mean().sqrt() + 1e-5 * scale
         assert mine.square().mean().sqrt() <= bar, name
     for (name, b), c in zip(plain.model.named_buffers(), fast.model.buffers(), strict=True):
-        torch.testing.assert_close(c, b, rtol=1e-5, atol=1e-6, msg=name)
+        # Sums of float32 in another order; with one thread the reference's, of 28 x 28 x B numbers
+        # in a row, is off by more than with two.
+        torch.testing.assert_close(c, b, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: name + m)
         assert not name.endswith("num_batches_tracked") or c == 1
 
 
