@@ -200,7 +200,7 @@ def test_a_step_is_the_references(trained: Any) -> None:
     for (name, b), c in zip(plain.model.named_buffers(), fast.model.buffers(), strict=True):
         # Sums of float32 in another order; with one thread the reference's, of 28 x 28 x B numbers
         # in a row, is off by more than with two.
-        torch.testing.assert_close(c, b, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: name + m)
+        torch.testing.assert_close(c, b, rtol=1e-4, atol=1e-5, msg=name)
         assert not name.endswith("num_batches_tracked") or c == 1
 
 
