@@ -197,10 +197,13 @@ def test_a_step_is_the_references(trained: Any) -> None:
         scale = truth.get_parameter(name.replace("bias", "weight")).grad.abs().max()
         bar = 2 * plains.square().mean().sqrt() + 1e-5 * scale
         assert mine.square().mean().sqrt() <= bar, name
-    for (name, b), c in zip(plain.model.named_buffers(), fast.model.buffers(), strict=True):
-        # Sums of float32 in another order; with one thread the reference's, of 28 x 28 x B numbers
-        # in a row, is off by more than with two.
-        torch.testing.assert_close(c, b, rtol=1e-4, atol=1e-5, msg=name)
+    # By the float64 rule too: with one thread torch's channels-last sums are off by more.
+    statistics = zip(
+        truth.named_buffers(), plain.model.buffers(), fast.model.buffers(), strict=True
+    )
+    for (name, b), q, c in statistics:
+        mine, plains = (c - b).abs().max(), (q - b).abs().max()
+        assert mine <= 2 * plains + 1e-6 + 1e-5 * b.abs().max(), name
         assert not name.endswith("num_batches_tracked") or c == 1
 
 
