@@ -39,7 +39,8 @@ class Rung:
 
 
 _PLAIN: dict[str, Any] = {"flush_denormal": False}
-_GRAPH: dict[str, Any] = {"compile": True, "sparse": False}
+_GRAPH: dict[str, Any] = {"compile": True, "sparse": False, "fused_likelihood": False}
+_SPARSE: dict[str, Any] = {"compile": True, "fused_likelihood": False}
 RUNGS: dict[str, Rung] = {
     rung.name: rung
     for rung in (
@@ -47,7 +48,8 @@ RUNGS: dict[str, Rung] = {
         Rung("resident", "data on the device, fused Adam", "reference", _PLAIN),
         Rung("flush_denormal", "denormals are zero", "resident", {}, ("cpu",)),
         Rung("graph", "whole step in one graph", "flush_denormal", _GRAPH, ("cpu",)),
-        Rung("compile", "dark pixels left out (CPU)", "graph", {"compile": True}),
+        Rung("sparse", "dark pixels left out", "graph", _SPARSE, ("cpu",)),
+        Rung("compile", "likelihood in one pass (CPU)", "sparse", {"compile": True}),
         Rung("amp", "bf16 where it pays", "compile", {"compile": True, "amp": "auto"}),
         Rung("bf16", "bf16 forced", "compile", {"compile": True, "amp": "bf16"}),
     )
@@ -113,7 +115,8 @@ def build(
             device=device,
         )
         return reference, "float32"
-    words = {word: rung.words[word] for word in ("compile", "amp", "sparse") if word in rung.words}
+    accepted = ("compile", "amp", "sparse", "fused_likelihood")
+    words = {word: rung.words[word] for word in accepted if word in rung.words}
     built = make_engine(model, images, Objective(), batch, LEARNING_RATE, device, **words)
     if built.actual["compile"] != words.get("compile", False):
         raise RungError(f"rung {rung.name} was not compiled: {'; '.join(built.notes)}")

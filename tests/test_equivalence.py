@@ -33,14 +33,19 @@ class Rung:
     compile: bool = False
     amp: str | None = None
     sparse: bool = False
+    fused_likelihood: bool = False
 
 
 FLOAT32 = [
     Rung("resident"),
     Rung("compile", compile=True),
     Rung("sparse", compile=True, sparse=True),
+    Rung("likelihood", compile=True, fused_likelihood=True),
 ]
-BF16 = [Rung("amp", amp="bf16"), Rung("compile+amp", compile=True, amp="bf16")]
+BF16 = [
+    Rung("amp", amp="bf16"),
+    Rung("compile+amp", compile=True, amp="bf16", fused_likelihood=True),
+]
 
 
 class BatchNormVAE(nn.Module):
@@ -91,10 +96,13 @@ def _fast(
         compile=rung.compile,
         amp=rung.amp,
         sparse=rung.sparse,
+        fused_likelihood=rung.fused_likelihood,
     )
     # No silent stand-in: what is judged here is what its name says.
     assert built.actual["compile"] is rung.compile
     assert built.actual["sparse"] is rung.sparse
+    bernoulli = objective.likelihood == "bernoulli"
+    assert built.actual["fused_likelihood"] is (rung.fused_likelihood and bernoulli)
     assert built.actual["amp"] == ("bf16" if rung.amp else "float32")
     return built.engine
 

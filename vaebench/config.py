@@ -115,6 +115,10 @@ class TrainConfig:
         True,
         "let the first layer leave out dark pixels where they are many; compiled, on the CPU",
     )
+    fused_likelihood: bool = option(
+        True,
+        "compute a Bernoulli likelihood and its gradient in one pass; compiled, on the CPU",
+    )
     products: bool = option(True, "on the CPU, compute small convolutions as matrix products")
     flush_denormal: bool = option(True, "treat denormal numbers as zero on the CPU")
     out: str | None = option(
@@ -173,7 +177,8 @@ class TrainConfig:
         for name in ("data_dir", "out"):
             if getattr(self, name) is not None:
                 check_text(_flag(name), getattr(self, name))
-        for name in ("compile", "sparse", "products", "flush_denormal", "plot", "quiet"):
+        kernels = ("sparse", "fused_likelihood", "products")
+        for name in ("compile", *kernels, "flush_denormal", "plot", "quiet"):
             check_switch(_flag(name), getattr(self, name))
         if self.likelihood == "bernoulli" and self.sigma != 1:
             raise InputError(

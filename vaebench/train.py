@@ -289,6 +289,7 @@ def _fit(
             amp=config.amp,
             engine=config.engine,
             sparse=config.sparse,
+            fused_likelihood=config.fused_likelihood,
             products=config.products,
             flush_denormal=config.flush_denormal,
             test_images=data.test.images,

@@ -52,6 +52,7 @@ def fit(
     amp: str | None = None,
     engine: str = "fast",
     sparse: bool = True,
+    fused_likelihood: bool = True,
     products: bool = True,
     flush_denormal: bool = True,
     test_images: Tensor | None = None,
@@ -86,6 +87,7 @@ def fit(
         amp: None, ``"auto"`` (bf16 autocast where it is measured to pay) or ``"bf16"``.
         engine: ``"fast"``, or ``"reference"`` for plain eager PyTorch.
         sparse: let the first layer leave out dark pixels where they are many; compiled, on the CPU.
+        fused_likelihood: compute a Bernoulli likelihood and its gradient in one pass; likewise.
         products: on the CPU, compute small convolutions as matrix products; their weights are
             then laid out channels last in memory.
         flush_denormal: treat denormals as zero; on the CPU.
@@ -120,9 +122,9 @@ def fit(
     adam_eps = check_real("adam_eps", adam_eps)
     _check_modes(amp, engine, compile)
     _check_words(optimizer=optimizer, schedule=schedule, binarize=binarize)
-    check_switch("sparse", sparse)
-    check_switch("products", products)
-    check_switch("flush_denormal", flush_denormal)
+    kernels = {"sparse": sparse, "fused_likelihood": fused_likelihood, "products": products}
+    for switch, value in {**kernels, "flush_denormal": flush_denormal}.items():
+        check_switch(switch, value)
     _check_call("on_epoch", on_epoch, "EpochRecord")
     _check_call("on_state", on_state, "TrainState")
     images, test_images = _check_data(images, test_images, aim, batch_size)
@@ -167,7 +169,7 @@ def fit(
             latent_dim = try_out(model, aim, to_unit(images[:2].to(target)), sizes)
             build: Callable[..., tuple[Engine, dict[str, Any], list[str]]] = _build_reference
             if engine == "fast":
-                build = partial(make_engine, sparse=sparse, products=products, group=group)
+                build = partial(make_engine, **kernels, group=group)
             words = {"compile": compile, "amp": amp, "optimizer": optimizer, "adam_eps": adam_eps}
             trainee, actual, notes = build(model, images, aim, batch_size, lr, target, **words)
             if group:

@@ -1,8 +1,9 @@
 """The ladder of techniques; the only place where they are combined.
 
 One technique, one file, one word: ``loader`` (data resident on the device), ``adam`` and
-``adagrad`` (fused), ``precision`` (``amp``), ``compiled`` (``compile``), ``sparse``, ``products``
-(convolutions as matrix products), ``parallel`` (several processes), ``denormals``
+``adagrad`` (fused), ``precision`` (``amp``), ``compiled`` (``compile``), ``sparse``, ``likelihood``
+(``fused_likelihood``), ``products`` (convolutions as matrix products), ``parallel`` (several
+processes), ``denormals``
 (``flush_denormal``, applied by the trainer, since it is a setting of threads). To remove one,
 delete its file and its line here. ``payoff`` measures whether compiling pays.
 """
@@ -19,6 +20,7 @@ from vaebench.elbo import Objective
 from vaebench.fast.adagrad import AdagradState
 from vaebench.fast.adam import AdamState
 from vaebench.fast.compiled import CompiledStep, CompileError, compile_errors
+from vaebench.fast.likelihood import with_fused_likelihood
 from vaebench.fast.loader import gather, to_unit
 from vaebench.fast.parallel import ParallelEngine, ParallelStep, exchange
 from vaebench.fast.payoff import race
@@ -34,7 +36,8 @@ from vaebench.trial import reached
 class Built(NamedTuple):
     """A warmed-up engine and what it really is, against what was asked for.
 
-    ``actual`` holds ``compile`` and ``sparse`` (bool) and ``amp`` (``"bf16"`` or ``"float32"``);
+    ``actual`` holds ``compile``, ``sparse`` and ``fused_likelihood`` (bool) and ``amp`` (``"bf16"``
+    or ``"float32"``);
     ``notes`` one line for each request that could not be met, or was decided by measurement.
     """
 
@@ -54,6 +57,7 @@ def make_engine(
     compile: bool = False,
     amp: str | None = None,
     sparse: bool = True,
+    fused_likelihood: bool = True,
     products: bool = True,
     optimizer: str = "adam",
     adam_eps: float = 1e-8,
@@ -76,6 +80,8 @@ def make_engine(
             Their weights are then laid out channels last.
         sparse: let the first layer leave out dark pixels where they are many; compiled, in
             float32, on the CPU; see :mod:`vaebench.fast.sparse`.
+        fused_likelihood: compute a Bernoulli likelihood and its gradient in one pass; compiled, on
+            the CPU; see :mod:`vaebench.fast.likelihood`.
         optimizer: ``"adam"`` or ``"adagrad"``.
         adam_eps: epsilon in Adam's denominator.
         group: the processes that train together, each with all of the images; None: this one.
@@ -88,10 +94,13 @@ def make_engine(
         bf16 = group.first_says(float(precision.dtype is not None))
         precision = Precision(torch.bfloat16 if bf16 else None, precision.reason)
     notes = [f"--amp: {precision.reason}"] if amp else []
-    network, light = model, None
-    if compile and sparse and precision.dtype is None:
+    network, light, aim = model, None, objective
+    if compile:
         with contextlib.suppress(CompileError), compile_errors():  # compiling the step will say so
-            network, light = with_sparse_input(model, images, to_unit(images[:2]))
+            if sparse and precision.dtype is None:
+                network, light = with_sparse_input(model, images, to_unit(images[:2]))
+            if fused_likelihood:
+                aim = with_fused_likelihood(objective, device)
     # Elsewhere, and under autocast, a library's own convolutions are the faster or finer ones.
     suits = products and device.type == "cpu" and precision.dtype is None
     count = lay_out(model) if suits else 0
@@ -114,20 +123,21 @@ def make_engine(
             return StepEngine(network, images, step, *words)
         return ParallelEngine(group, network, images, ParallelStep(step, idle, group), *words)
 
-    def step(network: nn.Module) -> Step:
+    def step(network: nn.Module, aim: Objective) -> Step:
         passed_on = exchange if group else alone
-        return make_step(network, objective, state, gather, precision.dtype, passed_on)
+        return make_step(network, aim, state, gather, precision.dtype, passed_on)
 
-    eager = engine(model, step(model))
+    eager = engine(model, step(model, objective))
+    kernels = {"sparse": light is not None, "fused_likelihood": aim is not objective}
     if compile:
         part = group.share(batch_size) if group else slice(0, batch_size)
-        compiled = engine(network, CompiledStep(step(network), part.stop - part.start))
+        compiled = engine(network, CompiledStep(step(network, aim), part.stop - part.start))
         if _pays(compiled, eager, notes, alone=group is None):
             notes += [light] if light else []
-            actual = {"compile": True, "amp": precision.name, "sparse": light is not None}
-            return Built(compiled, actual, notes)
+            return Built(compiled, {"compile": True, "amp": precision.name, **kernels}, notes)
     eager.warm_up()
-    return Built(eager, {"compile": False, "amp": precision.name, "sparse": False}, notes)
+    unused = dict.fromkeys(kernels, False)
+    return Built(eager, {"compile": False, "amp": precision.name, **unused}, notes)
 
 
 def _pays(compiled: StepEngine, eager: StepEngine, notes: list[str], *, alone: bool) -> bool:
