@@ -122,7 +122,11 @@ def fit(
     adam_eps = check_real("adam_eps", adam_eps)
     _check_modes(amp, engine, compile)
     _check_words(optimizer=optimizer, schedule=schedule, binarize=binarize)
-    kernels = {"sparse": sparse, "fused_likelihood": fused_likelihood, "products": products}
+    kernels: dict[str, Any] = {
+        "sparse": sparse,
+        "fused_likelihood": fused_likelihood,
+        "products": products,
+    }
     for switch, value in {**kernels, "flush_denormal": flush_denormal}.items():
         check_switch(switch, value)
     _check_call("on_epoch", on_epoch, "EpochRecord")
