@@ -279,7 +279,10 @@ CONFIGS: list[dict[str, Any]] = [
     *({"epochs": v} for v in (0, -3, True, 2.0, "3", None, math.nan, [3], 10**10, 10**5000)),
     *({"batch_size": v} for v in (0, True, 1.5, "128", None, b"128")),
     *({"latent_dim": v} for v in (0, 2.5, "2", None, (20,), 2**21)),
-    *({"hidden_dim": v} for v in ((), (0,), (400, -1), 400, "400", None, (4.0,), ((4,),), {4: 4})),
+    *(
+        {"hidden_dim": v}
+        for v in ((), (0,), (400, -1), 400, "400", b"4", None, (4.0,), ((4,),), {4: 4})
+    ),
     *({"threads": v} for v in (0, -1, 1.5, "2", True, 10**6)),
     *({"lr": v} for v in (0, -1e-3, math.nan, math.inf, "fast", None, True, 1j, 1e-40, [1])),
     *({"sigma": v, "likelihood": "gaussian"} for v in (0.0, -1, math.inf, "1", None, 1e200)),
@@ -943,6 +946,11 @@ def test_any_arguments_are_a_config_or_refused(words: list[str]) -> None:
 @given(st.dictionaries(st.sampled_from(list(TrainConfig.__dataclass_fields__)), ANYTHING))
 def test_any_values_are_a_config_or_refused(words: dict[str, Any]) -> None:
     done_or_refused(lambda: json.dumps(asdict(TrainConfig(**words))))  # a run folder can hold it
+
+
+def test_widths_are_kept_as_a_tuple() -> None:
+    config = TrainConfig(hidden_dim=range(3, 5))  # type: ignore[arg-type]
+    assert config.hidden_dim == (3, 4)
 
 
 @settings(FUZZ, max_examples=40)

@@ -27,7 +27,8 @@ def check_count(name: str, value: object, *, most: int | None = None) -> int:
 
 def check_counts(name: str, values: object, *, most: int | None = None) -> tuple[int, ...]:
     """Give ``values`` as a tuple if they are one or more whole numbers from 1 to ``most``."""
-    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+    text = isinstance(values, (str, bytes, bytearray, memoryview))
+    if text or not isinstance(values, Sequence) or not values:
         raise InputError(
             f"{name} is {_shown(values)}: it must be a sequence of one or more whole numbers"
         )

@@ -136,7 +136,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "latent_dim", "samples"):
             _check_count(name, getattr(self, name))
-        check_counts("--hidden-dim", self.hidden_dim, most=WIDEST)
+        # A tuple from here on, whatever sequence was given: a run folder can hold it.
+        widths = check_counts("--hidden-dim", self.hidden_dim, most=WIDEST)
+        object.__setattr__(self, "hidden_dim", widths)
         if self.threads is not None:
             _check_count("threads", self.threads)
         if self.checkpoint_every != 0:
