@@ -284,6 +284,7 @@ CONFIGS: list[dict[str, Any]] = [
         for v in ((), (0,), (400, -1), 400, "400", b"4", None, (4.0,), ((4,),), {4: 4})
     ),
     *({"threads": v} for v in (0, -1, 1.5, "2", True, 10**6)),
+    *({"resume": v} for v in (b"run", "", 3, True)),
     *({"lr": v} for v in (0, -1e-3, math.nan, math.inf, "fast", None, True, 1j, 1e-40, [1])),
     *({"sigma": v, "likelihood": "gaussian"} for v in (0.0, -1, math.inf, "1", None, 1e200)),
     *({"beta": v} for v in (-0.5, math.nan, "1", None, 10**400)),

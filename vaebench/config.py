@@ -176,7 +176,7 @@ class TrainConfig:
         """What the command line's own parser sees to, but a caller of the library may get wrong."""
         for name in ("data", "device"):
             check_text(_flag(name), getattr(self, name))
-        for name in ("data_dir", "out"):
+        for name in ("data_dir", "out", "resume"):
             if getattr(self, name) is not None:
                 check_text(_flag(name), getattr(self, name))
         kernels = ("sparse", "fused_likelihood", "products")
