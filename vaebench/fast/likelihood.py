@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vaebench.elbo import Objective
+from vaebench.native import load_kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +45,8 @@ def with_fused_likelihood(objective: Objective, device: torch.device) -> Objecti
 
 @cache
 def _kernel() -> Any:
-    """Build likelihood.cpp, or find it built, in torch's cache of compiled code."""
-    from torch._inductor.codecache import CppCodeCache
-
-    source = Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8")
-    library = CppCodeCache.load(source, extra_flags=("-ffp-contract=fast", "-fopenmp"))
+    """Load likelihood.cpp."""
+    library = load_kernels(Path(__file__).with_suffix(".cpp"))
     library.vaebench_bernoulli.argtypes = [c_long] * 2 + [c_void_p] * 4
     return library
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vaebench.model import as_vae
+from vaebench.native import load_kernels
 
 # As in sparse.cpp: neighbouring pixels that are kept or left out together, images in a block.
 GROUP, ROWS = 4, 128
@@ -118,11 +119,8 @@ def input_layer(model: nn.Module, x: Tensor) -> str | None:
 
 @cache
 def _kernel() -> Any:
-    """Build sparse.cpp, or find it built, in torch's cache of compiled code."""
-    from torch._inductor.codecache import CppCodeCache
-
-    source = Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8")
-    library = CppCodeCache.load(source, extra_flags=("-ffp-contract=fast", "-fopenmp"))
+    """Load sparse.cpp."""
+    library = load_kernels(Path(__file__).with_suffix(".cpp"))
     library.vaebench_sparse_forward.argtypes = [c_long] * 3 + [c_void_p] * 5
     library.vaebench_sparse_backward.argtypes = [c_long] * 3 + [c_void_p] * 3
     return library
