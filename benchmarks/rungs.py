@@ -39,8 +39,9 @@ class Rung:
 
 
 _PLAIN: dict[str, Any] = {"flush_denormal": False}
-_GRAPH: dict[str, Any] = {"compile": True, "sparse": False, "fused_likelihood": False}
-_SPARSE: dict[str, Any] = {"compile": True, "fused_likelihood": False}
+_LIKELIHOOD: dict[str, Any] = {"compile": True, "native": False}
+_SPARSE: dict[str, Any] = {**_LIKELIHOOD, "fused_likelihood": False}
+_GRAPH: dict[str, Any] = {**_SPARSE, "sparse": False}
 RUNGS: dict[str, Rung] = {
     rung.name: rung
     for rung in (
@@ -49,7 +50,8 @@ RUNGS: dict[str, Rung] = {
         Rung("flush_denormal", "denormals are zero", "resident", {}, ("cpu",)),
         Rung("graph", "whole step in one graph", "flush_denormal", _GRAPH, ("cpu",)),
         Rung("sparse", "dark pixels left out", "graph", _SPARSE, ("cpu",)),
-        Rung("compile", "likelihood in one pass (CPU)", "sparse", {"compile": True}),
+        Rung("likelihood", "likelihood in one pass", "sparse", _LIKELIHOOD, ("cpu",)),
+        Rung("compile", "whole step in one kernel (CPU)", "likelihood", {"compile": True}),
         Rung("amp", "bf16 where it pays", "compile", {"compile": True, "amp": "auto"}),
         Rung("bf16", "bf16 forced", "compile", {"compile": True, "amp": "bf16"}),
     )
@@ -115,7 +117,7 @@ def build(
             device=device,
         )
         return reference, "float32"
-    accepted = ("compile", "amp", "sparse", "fused_likelihood")
+    accepted = ("compile", "amp", "native", "sparse", "fused_likelihood")
     words = {word: rung.words[word] for word in accepted if word in rung.words}
     built = make_engine(model, images, Objective(), batch, LEARNING_RATE, device, **words)
     if built.actual["compile"] != words.get("compile", False):

@@ -34,6 +34,7 @@ class Rung:
     amp: str | None = None
     sparse: bool = False
     fused_likelihood: bool = False
+    native: bool = False
 
 
 FLOAT32 = [
@@ -41,6 +42,8 @@ FLOAT32 = [
     Rung("compile", compile=True),
     Rung("sparse", compile=True, sparse=True),
     Rung("likelihood", compile=True, fused_likelihood=True),
+    Rung("native", compile=True, sparse=True, native=True),
+    Rung("native, dense", compile=True, native=True),
 ]
 BF16 = [
     Rung("amp", amp="bf16"),
@@ -97,12 +100,15 @@ def _fast(
         amp=rung.amp,
         sparse=rung.sparse,
         fused_likelihood=rung.fused_likelihood,
+        native=rung.native,
     )
     # No silent stand-in: what is judged here is what its name says.
     assert built.actual["compile"] is rung.compile
-    assert built.actual["sparse"] is rung.sparse
+    on_cpu = device.type == "cpu"
+    assert built.actual["sparse"] is (rung.sparse and on_cpu)
+    assert built.actual["native"] is (rung.native and on_cpu and isinstance(model, VAE))
     bernoulli = objective.likelihood == "bernoulli"
-    assert built.actual["fused_likelihood"] is (rung.fused_likelihood and bernoulli)
+    assert built.actual["fused_likelihood"] is (rung.fused_likelihood and on_cpu and bernoulli)
     assert built.actual["amp"] == ("bf16" if rung.amp else "float32")
     return built.engine
 
@@ -246,7 +252,15 @@ def test_a_wrong_step_would_be_seen(rung: Rung, strokes: Tensor) -> None:
     plain = _reference(copy.deepcopy(model), strokes, objective, cpu)
     want = plain.epoch(order, noise)
     built = make_engine(
-        model, strokes, objective, BATCH, 1.1 * LR, cpu, compile=rung.compile, amp=rung.amp
+        model,
+        strokes,
+        objective,
+        BATCH,
+        1.1 * LR,
+        cpu,
+        compile=rung.compile,
+        amp=rung.amp,
+        native=rung.native,
     )
     got = built.engine.epoch(order, noise)
     assert float(got.recon - got.kl) != pytest.approx(float(want.recon - want.kl), rel=1e-3)

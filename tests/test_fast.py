@@ -23,10 +23,13 @@ from vaebench.model import VAE
 CPU = torch.device("cpu")
 
 
-def _engine(images: Tensor, *, batch_size: int = 64, compile: bool = True) -> StepEngine:
+def _engine(
+    images: Tensor, *, batch_size: int = 64, compile: bool = True, native: bool = False
+) -> StepEngine:
     torch.manual_seed(1)
     model = VAE(hidden_dims=(48,), latent_dim=6)
-    built = make_engine(model, images, Objective(), batch_size, 1e-3, CPU, compile=compile)
+    words = {"compile": compile, "native": native}
+    built = make_engine(model, images, Objective(), batch_size, 1e-3, CPU, **words)
     assert built.actual["compile"] is compile
     return built.engine
 
@@ -83,10 +86,10 @@ def test_learning_rate_is_read_at_every_step(strokes: Tensor, compile: bool) -> 
     assert _adam(engine).step.item() == len(strokes.split(64))
 
 
-@pytest.mark.parametrize("compile", [False, True])
-def test_every_image_counts_exactly_once(strokes: Tensor, compile: bool) -> None:
+@pytest.mark.parametrize(("compile", "native"), [(False, False), (True, False), (True, True)])
+def test_every_image_counts_exactly_once(strokes: Tensor, compile: bool, native: bool) -> None:
     """With lr 0 and zero noise, an epoch's sums are the sums over the images one by one."""
-    engine = _engine(strokes, compile=compile)
+    engine = _engine(strokes, compile=compile, native=native)
     engine.optimizer.lr.zero_()
     n = len(strokes)
     sums = engine.epoch(torch.randperm(n), torch.zeros(n, 6))
@@ -132,7 +135,7 @@ def test_no_compiler_is_said_and_trained_around(
     model = VAE(hidden_dims=(20,), latent_dim=6)
     without = torch._inductor.config.patch({"cpp.cxx": (None, "g++")})
     with without, pytest.warns(UserWarning, match="apt install g\\+\\+"):
-        built = make_engine(model, strokes, Objective(), 64, 1e-3, CPU, compile=True)
+        built = make_engine(model, strokes, Objective(), 64, 1e-3, CPU, compile=True, native=False)
     assert built.actual["compile"] is False
     assert "C++ compiler" in built.notes[0]
     _epoch(built.engine)
@@ -334,7 +337,14 @@ def test_the_slower_compiled_step_is_not_trained_with(
 ) -> None:
     monkeypatch.setattr("vaebench.fast.race", lambda *_: payoff.Verdict(3e-3, 2e-3, 10))
     built = make_engine(
-        VAE(hidden_dims=(16,), latent_dim=2), strokes, Objective(), 64, 1e-3, CPU, compile=True
+        VAE(hidden_dims=(16,), latent_dim=2),
+        strokes,
+        Objective(),
+        64,
+        1e-3,
+        CPU,
+        compile=True,
+        native=False,
     )
     assert built.actual["compile"] is False
     assert any("trained eagerly" in note for note in built.notes)

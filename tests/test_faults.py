@@ -336,9 +336,8 @@ def test_a_broken_compiler_is_named_and_trained_around(
         torch._inductor.config.patch({"cpp.cxx": (None, str(broken))}),
         pytest.warns(UserWarning, match="compile.* training eagerly") as warned,
     ):
-        built = make_engine(
-            model, strokes, Objective(), 64, 1e-3, torch.device("cpu"), compile=True
-        )
+        words = {"compile": True, "native": False}
+        built = make_engine(model, strokes, Objective(), 64, 1e-3, torch.device("cpu"), **words)
     assert built.actual["compile"] is False
     assert len(built.notes) == 1
     assert "\n" not in str(warned[0].message)

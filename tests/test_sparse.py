@@ -79,7 +79,8 @@ def test_only_the_layer_that_gets_the_pixels_as_they_are(strokes: Tensor) -> Non
 def test_it_is_said_and_can_be_switched_off(strokes: Tensor) -> None:
     def built(switch: bool) -> tuple[bool, int]:
         model = VAE(hidden_dims=(16,), latent_dim=2)
-        made = make_engine(model, strokes, Objective(), 64, 1e-3, CPU, compile=True, sparse=switch)
+        words = {"compile": True, "native": False, "sparse": switch}
+        made = make_engine(model, strokes, Objective(), 64, 1e-3, CPU, **words)
         return made.actual["sparse"], sum("dark pixels" in note for note in made.notes)
 
     assert built(True) == (True, 1)

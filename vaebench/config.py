@@ -111,6 +111,10 @@ class TrainConfig:
         nargs="?",
         const="auto",
     )
+    native: bool = option(
+        True,
+        "compile the fully connected network by a kernel written for it, in float32, on the CPU",
+    )
     sparse: bool = option(
         True,
         "let the first layer leave out dark pixels where they are many; compiled, on the CPU",
@@ -179,7 +183,7 @@ class TrainConfig:
         for name in ("data_dir", "out", "resume"):
             if getattr(self, name) is not None:
                 check_text(_flag(name), getattr(self, name))
-        kernels = ("sparse", "fused_likelihood", "products")
+        kernels = ("native", "sparse", "fused_likelihood", "products")
         for name in ("compile", *kernels, "flush_denormal", "plot", "quiet"):
             check_switch(_flag(name), getattr(self, name))
         if self.likelihood == "bernoulli" and self.sigma != 1:

@@ -288,6 +288,7 @@ def _fit(
             compile=config.compile,
             amp=config.amp,
             engine=config.engine,
+            native=config.native,
             sparse=config.sparse,
             fused_likelihood=config.fused_likelihood,
             products=config.products,

@@ -51,6 +51,7 @@ def fit(
     compile: bool = False,
     amp: str | None = None,
     engine: str = "fast",
+    native: bool = True,
     sparse: bool = True,
     fused_likelihood: bool = True,
     products: bool = True,
@@ -86,6 +87,7 @@ def fit(
         compile: compile the whole step. Where that is impossible, warn and train eagerly.
         amp: None, ``"auto"`` (bf16 autocast where it is measured to pay) or ``"bf16"``.
         engine: ``"fast"``, or ``"reference"`` for plain eager PyTorch.
+        native: compile a :class:`vaebench.VAE` by a kernel written for it; in float32, on the CPU.
         sparse: let the first layer leave out dark pixels where they are many; compiled, on the CPU.
         fused_likelihood: compute a Bernoulli likelihood and its gradient in one pass; likewise.
         products: on the CPU, compute small convolutions as matrix products; their weights are
@@ -123,6 +125,7 @@ def fit(
     _check_modes(amp, engine, compile)
     _check_words(optimizer=optimizer, schedule=schedule, binarize=binarize)
     kernels: dict[str, Any] = {
+        "native": native,
         "sparse": sparse,
         "fused_likelihood": fused_likelihood,
         "products": products,

@@ -1,9 +1,9 @@
 """The ladder of techniques; the only place where they are combined.
 
 One technique, one file, one word: ``loader`` (data resident on the device), ``adam`` and
-``adagrad`` (fused), ``precision`` (``amp``), ``compiled`` (``compile``), ``sparse``, ``likelihood``
-(``fused_likelihood``), ``products`` (convolutions as matrix products), ``parallel`` (several
-processes), ``denormals``
+``adagrad`` (fused), ``precision`` (``amp``), ``compiled`` (``compile``), ``native`` (this package's
+own VAE by one kernel), ``sparse``, ``likelihood`` (``fused_likelihood``), ``products``
+(convolutions as matrix products), ``parallel`` (several processes), ``denormals``
 (``flush_denormal``, applied by the trainer, since it is a setting of threads). To remove one,
 delete its file and its line here. ``payoff`` measures whether compiling pays.
 """
@@ -11,7 +11,8 @@ delete its file and its line here. ``payoff`` measures whether compiling pays.
 import contextlib
 import time
 import warnings
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,26 +20,28 @@ from torch import Tensor, nn
 from vaebench.elbo import Objective
 from vaebench.fast.adagrad import AdagradState
 from vaebench.fast.adam import AdamState
-from vaebench.fast.compiled import CompiledStep, CompileError, compile_errors
+from vaebench.fast.compiled import CompiledStep
 from vaebench.fast.likelihood import with_fused_likelihood
 from vaebench.fast.loader import gather, to_unit
+from vaebench.fast.native import NativeEngine, layers_of, takes
 from vaebench.fast.parallel import ParallelEngine, ParallelStep, exchange
 from vaebench.fast.payoff import race
 from vaebench.fast.precision import Precision, choose
 from vaebench.fast.products import lay_out, with_products
-from vaebench.fast.sparse import with_sparse_input
+from vaebench.fast.sparse import darkness, lay_out_by_columns, with_sparse_input
 from vaebench.fast.step import Optimizer, Step, StepEngine, alone, make_step
-from vaebench.model import latent_size
+from vaebench.model import VAE, latent_size
 from vaebench.processes import Group
+from vaebench.toolchain import CompileError
 from vaebench.trial import reached
 
 
 class Built(NamedTuple):
     """A warmed-up engine and what it really is, against what was asked for.
 
-    ``actual`` holds ``compile``, ``sparse`` and ``fused_likelihood`` (bool) and ``amp`` (``"bf16"``
-    or ``"float32"``);
-    ``notes`` one line for each request that could not be met, or was decided by measurement.
+    ``actual`` holds ``compile``, ``native``, ``sparse`` and ``fused_likelihood`` (bool) and ``amp``
+    (``"bf16"`` or ``"float32"``); ``notes`` one line for each request that could not be met, or was
+    decided by measurement.
     """
 
     engine: StepEngine
@@ -56,6 +59,7 @@ def make_engine(
     *,
     compile: bool = False,
     amp: str | None = None,
+    native: bool = True,
     sparse: bool = True,
     fused_likelihood: bool = True,
     products: bool = True,
@@ -76,6 +80,8 @@ def make_engine(
         compile: compile the step. If that cannot be done the engine runs eagerly, with a warning
             and a note; with a note alone if compiled steps are measured to be slower.
         amp: None, ``"auto"`` or ``"bf16"``; see :mod:`vaebench.fast.precision`.
+        native: compile this package's own fully connected VAE by a kernel written for it, in
+            float32, on the CPU; see :mod:`vaebench.fast.native`.
         products: compute convolutions as matrix products, where that pays: on the CPU in float32.
             Their weights are then laid out channels last.
         sparse: let the first layer leave out dark pixels where they are many; compiled, in
@@ -94,9 +100,15 @@ def make_engine(
         bf16 = group.first_says(float(precision.dtype is not None))
         precision = Precision(torch.bfloat16 if bf16 else None, precision.reason)
     notes = [f"--amp: {precision.reason}"] if amp else []
+    by_hand = compile and native and optimizer == "adam" and not group
+    by_hand = by_hand and precision.dtype is None and takes(model, images, objective)
     network, light, aim = model, None, objective
-    if compile:
-        with contextlib.suppress(CompileError), compile_errors():  # compiling the step will say so
+    if by_hand:
+        light = darkness(images) if sparse else None
+        if light:
+            lay_out_by_columns(layers_of(cast(VAE, model)).encoder[0])
+    elif compile:
+        with contextlib.suppress(CompileError):  # compiling the step will say so
             if sparse and precision.dtype is None:
                 network, light = with_sparse_input(model, images, to_unit(images[:2]))
             if fused_likelihood:
@@ -115,10 +127,11 @@ def make_engine(
     def idle() -> None:
         state.update(exchange(tuple(torch.zeros_like(p) for p in params), 0))
 
+    words = (state, batch_size, latent_dim, objective.samples)
+
     def engine(network: nn.Module, step: Step) -> StepEngine:
         if count:
             step = with_products(step, network)
-        words = (state, batch_size, latent_dim, objective.samples)
         if group is None:
             return StepEngine(network, images, step, *words)
         return ParallelEngine(group, network, images, ParallelStep(step, idle, group), *words)
@@ -127,31 +140,41 @@ def make_engine(
         passed_on = exchange if group else alone
         return make_step(network, aim, state, gather, precision.dtype, passed_on)
 
-    eager = engine(model, step(model, objective))
-    kernels = {"sparse": light is not None, "fused_likelihood": aim is not objective}
-    if compile:
+    def compiled() -> StepEngine:
+        if by_hand:
+            ours = cast(VAE, model)
+            return NativeEngine(objective, light is not None, ours, images, eager.step, *words)
         part = group.share(batch_size) if group else slice(0, batch_size)
-        compiled = engine(network, CompiledStep(step(network, aim), part.stop - part.start))
-        if _pays(compiled, eager, notes, alone=group is None):
+        return engine(network, CompiledStep(step(network, aim), part.stop - part.start))
+
+    eager = engine(model, step(model, objective))
+    fused = aim is not objective
+    kernels = {"native": by_hand, "sparse": light is not None, "fused_likelihood": fused}
+    if compile:
+        paying = _paying(compiled, eager, notes, alone=group is None)
+        if paying:
             notes += [light] if light else []
-            return Built(compiled, {"compile": True, "amp": precision.name, **kernels}, notes)
+            return Built(paying, {"compile": True, "amp": precision.name, **kernels}, notes)
     eager.warm_up()
     unused = dict.fromkeys(kernels, False)
     return Built(eager, {"compile": False, "amp": precision.name, **unused}, notes)
 
 
-def _pays(compiled: StepEngine, eager: StepEngine, notes: list[str], *, alone: bool) -> bool:
-    """Compile; say whether to train compiled, and add to the notes why not, or when it pays."""
+def _paying(
+    make: Callable[[], StepEngine], eager: StepEngine, notes: list[str], *, alone: bool
+) -> StepEngine | None:
+    """Compile; give the engine if it pays, and add to the notes when it does, or why not."""
     start = time.perf_counter()
     try:
+        compiled = make()
         compiled.warm_up()
     except CompileError as error:
         warnings.warn(f"{error}; training eagerly", stacklevel=3)
         notes.append(f"--compile: {error}; trained eagerly")
-        return False
+        return None
     if not alone:  # several processes would each measure, and wait for, another
-        return True
+        return compiled
     seconds = time.perf_counter() - start
     verdict = race(compiled, eager)
     notes.append(verdict.note(seconds))
-    return verdict.compiled_wins
+    return compiled if verdict.compiled_wins else None

@@ -10,7 +10,6 @@ training of the same kind in one process compiles nothing.
 """
 
 import contextlib
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -20,20 +19,11 @@ import torch
 from torch import Tensor
 
 from vaebench.fast.step import Step
+from vaebench.toolchain import CompileError, broken_compiler, no_compiler
 
 # Every shape, batch size and precision is one more variant of the one step function; torch's own
 # limit of 8 would end a process that trains many kinds of model.
 MAX_VARIANTS = 256
-
-
-_INSTALL = (
-    "install one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; "
-    "macOS: xcode-select --install)"
-)
-
-
-class CompileError(RuntimeError):
-    """The step cannot be compiled here; the message is one line: the reason and the remedy."""
 
 
 class Call(NamedTuple):
@@ -156,14 +146,11 @@ def compile_errors() -> Iterator[None]:
         yield
     except (TorchDynamoException, CppCompileError, InvalidCxxCompiler) as error:
         if shutil.which("g++") is None and shutil.which("clang++") is None:
-            reason = f"torch.compile needs a C++ compiler and there is none: {_INSTALL}"
-        elif InvalidCxxCompiler.__name__ in f"{type(error).__name__}: {error}":  # maybe wrapped
-            named = os.environ.get("CXX")
-            which = f", which CXX names ({named})," if named else ""
-            reason = f"the C++ compiler{which} does not work: unset CXX, or {_INSTALL}"
-        else:
-            # The message's first line may only introduce the one that says something.
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            telling = [line for line in lines if not line.endswith("raised:")]
-            reason = f"torch.compile failed: {(telling or [type(error).__name__])[0]}"
+            raise no_compiler("torch.compile") from error
+        if InvalidCxxCompiler.__name__ in f"{type(error).__name__}: {error}":  # maybe wrapped
+            raise broken_compiler() from error
+        # The message's first line may only introduce the one that says something.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        telling = [line for line in lines if not line.endswith("raised:")]
+        reason = f"torch.compile failed: {(telling or [type(error).__name__])[0]}"
         raise CompileError(reason) from error

@@ -2,20 +2,19 @@
 
 As a compiler fuses them they are two passes with an exponential each, and a logarithm per pixel.
 The kernel (``likelihood.cpp``) takes one exponential per pixel and one logarithm per image: that
-of a product. It is C++, built by the toolchain that ``torch.compile`` uses; the CPU only.
+of a product. It is C++, built when it is first used; the CPU only.
 """
 
 import dataclasses
 from ctypes import c_long, c_void_p
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vaebench.elbo import Objective
-from vaebench.native import load_kernels
+from vaebench.toolchain import load_kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +34,7 @@ def with_fused_likelihood(objective: Objective, device: torch.device) -> Objecti
     """Give the objective with the kernel in it, or as it is where the kernel does not apply.
 
     Raises:
-        torch._inductor.exc.CppCompileError and others: the kernel cannot be built.
+        vaebench.toolchain.CompileError: the kernel cannot be built.
     """
     if objective.likelihood != "bernoulli" or device.type != "cpu":
         return objective
@@ -46,7 +45,7 @@ def with_fused_likelihood(objective: Objective, device: torch.device) -> Objecti
 @cache
 def _kernel() -> Any:
     """Load likelihood.cpp."""
-    library = load_kernels(Path(__file__).with_suffix(".cpp"))
+    library = load_kernels("vectors.h", "bernoulli.h", "likelihood.cpp")
     library.vaebench_bernoulli.argtypes = [c_long] * 2 + [c_void_p] * 4
     return library
 

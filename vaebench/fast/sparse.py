@@ -2,23 +2,22 @@
 
 Of a default step's five large products two multiply the images: the first layer's output, and
 the gradient of its weights. Both leave out what is multiplied by zero, so the sums are the dense
-ones but for the order of their terms. The kernel is C++ (``sparse.cpp``), built by the toolchain
-that ``torch.compile`` uses; the CPU only.
+ones but for the order of their terms. The kernel is C++ (``sparse.h``, ``sparse.cpp``), built
+when it is first used; the CPU only.
 """
 
 import copy
 from ctypes import c_long, c_void_p
 from functools import cache
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from vaebench.model import as_vae
-from vaebench.native import load_kernels
+from vaebench.toolchain import load_kernels
 
-# As in sparse.cpp: neighbouring pixels that are kept or left out together, images in a block.
+# As in sparse.h: neighbouring pixels that are kept or left out together, images in a block.
 GROUP, ROWS = 4, 128
 # A list's size in floats: its values, its row numbers of a byte each, its count.
 LIST_FLOATS = ROWS * GROUP + ROWS // 4 + 1
@@ -38,12 +37,25 @@ class SparseLinear(nn.Module):
     def __init__(self, dense: nn.Linear) -> None:
         super().__init__()
         self.weight, self.bias = dense.weight, dense.bias
-        self.weight.data = self.weight.data.t().contiguous().t()
+        lay_out_by_columns(dense)
 
     def forward(self, x: Tensor) -> Tensor:
         """Give x W^T + b, (B, H), for x (B, D), which gets no gradient."""
         out: Tensor = torch.ops.vaebench.sparse_linear(x, self.weight, self.bias)[0]
         return out
+
+
+def lay_out_by_columns(layer: nn.Linear) -> None:
+    """Let a pixel's weights lie side by side, as the kernels read them."""
+    layer.weight.data = layer.weight.data.t().contiguous().t()
+
+
+def darkness(images: Tensor) -> str | None:
+    """Say in a line that leaving out dark pixels of images (N, ...) pays; None if it does not."""
+    share = lit_share(images)
+    if share > WORTHWHILE:
+        return None
+    return f"the first layer leaves out dark pixels: {share:.0%} of the images' are lit, in fours"
 
 
 def with_sparse_input(model: nn.Module, images: Tensor, x: Tensor) -> tuple[nn.Module, str | None]:
@@ -60,13 +72,12 @@ def with_sparse_input(model: nn.Module, images: Tensor, x: Tensor) -> tuple[nn.M
         few of them are zero.
 
     Raises:
-        torch._inductor.exc.CppCompileError and others: the kernel cannot be built.
+        vaebench.toolchain.CompileError: the kernel cannot be built.
     """
     if images.device.type != "cpu":
         return model, None
-    share = lit_share(images)
-    name = input_layer(model, x)
-    if name is None or share > WORTHWHILE:
+    note, name = darkness(images), input_layer(model, x)
+    if name is None or note is None:
         return model, None
     _kernel()
     tensors = [*model.parameters(), *model.buffers()]
@@ -74,7 +85,6 @@ def with_sparse_input(model: nn.Module, images: Tensor, x: Tensor) -> tuple[nn.M
     parent, _, own_name = name.rpartition(".")
     dense = cast(nn.Linear, model.get_submodule(name))
     setattr(twin.get_submodule(parent), own_name, SparseLinear(dense))
-    note = f"the first layer leaves out dark pixels: {share:.0%} of the images' are lit, in fours"
     return twin, note
 
 
@@ -120,7 +130,7 @@ def input_layer(model: nn.Module, x: Tensor) -> str | None:
 @cache
 def _kernel() -> Any:
     """Load sparse.cpp."""
-    library = load_kernels(Path(__file__).with_suffix(".cpp"))
+    library = load_kernels("vectors.h", "sparse.h", "sparse.cpp")
     library.vaebench_sparse_forward.argtypes = [c_long] * 3 + [c_void_p] * 5
     library.vaebench_sparse_backward.argtypes = [c_long] * 3 + [c_void_p] * 3
     return library

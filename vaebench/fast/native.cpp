@@ -1,0 +1,666 @@
+// Training steps of a fully connected VAE; see native.py for the reasons.
+//
+// A step takes its images in blocks. Activations of a block lie feature-major, (features, images):
+// a layer's product then reads its weights (out, in) as they are, number by number, against vectors
+// of images, and so do the products on the way back. What the gradients of weights multiply lies
+// image-major as well, (images, features). One team of threads takes a whole call, phase by phase;
+// what a phase gives does not depend on which thread did which part of it.
+
+// As native.py has them.
+struct Layer {
+  long in, out;
+  float *weight, *bias;  // (out, in), but of a sparse first layer (in, out); (out)
+  float *weight_m, *weight_v, *bias_m, *bias_v;  // Adam's moments, laid out alike
+};
+
+struct Net {
+  long pixels, latent, encoders, decoders;  // sizes, and numbers of hidden layers
+  Layer* layers;                            // encoders, mu, logvar, decoders, output
+  long activation, likelihood, sparse;
+  double leak, sigma, beta, adam_eps;
+  float* step;  // Adam's count
+  const float* lr;
+};
+
+namespace {
+
+enum { RELU, TANH, LEAKY_RELU };
+enum { BERNOULLI, GAUSSIAN };
+
+constexpr long BLOCK = ROWS, MOST_HIDDEN = 64;
+// A tile of a product: rows, and vectors of columns. Its sums take 24 of 32, or 12 of 16 registers.
+constexpr int M = 6, N = LANES == 16 ? 4 : 2;
+
+// Numbers
+
+inline vec root(vec x) {
+#if defined(__AVX512F__)
+  return (vec)_mm512_maskz_sqrt_ps(-1, (__m512)x);
+#elif defined(__AVX__)
+  return (vec)_mm256_sqrt_ps((__m256)x);
+#else
+  for (int k = 0; k < LANES; k++) x[k] = std::sqrt(x[k]);
+  return x;
+#endif
+}
+
+inline vec absolute(vec x) { return x < 0 ? -x : x; }
+
+// exp(t) - 1, to the last digits near 0.
+inline vec exp_minus_one(vec t) {
+  const vec below = exp_below_zero(t > 0 ? -t : t);
+  const vec far = (t > 0 ? 1.0f / below : below) - 1.0f;
+  vec near = all(1.0f / 40320);
+  near = near * t + 1.0f / 5040;
+  near = near * t + 1.0f / 720;
+  near = near * t + 1.0f / 120;
+  near = near * t + 1.0f / 24;
+  near = near * t + 1.0f / 6;
+  near = near * t + 0.5f;
+  near = near * t + 1.0f;
+  const vec found = absolute(t) < 0.5f ? near * t : far;
+  return t > 88.7f ? all(INFINITY) : found;
+}
+
+inline vec hyperbolic_tangent(vec x) {
+  const vec e = exp_minus_one(-2 * absolute(x));
+  const vec size = -e / (e + 2.0f);
+  return x < 0 ? -size : size;
+}
+
+// The first `live` lanes of x, and `rest` after them.
+inline vec kept(vec x, long live, vec rest = vec{}) {
+  if (live >= LANES) return x;
+  ivec lane;
+  for (int k = 0; k < LANES; k++) lane[k] = k;
+  return lane < (int32_t)live ? x : rest;
+}
+
+// Pixels as numbers in [0, 1]; bytes as vaebench.fast.loader.to_unit scales them.
+struct Scale {
+  float of[256];
+  Scale() {
+    for (int p = 0; p < 256; p++) of[p] = p / 255.0f;
+  }
+};
+const Scale SCALE;
+
+inline float unit(uint8_t p) { return SCALE.of[p]; }
+inline float unit(float p) { return p; }
+
+inline vec units(const float* p) { return at(p); }
+inline vec units(const uint8_t* p) {
+  typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
+  return __builtin_convertvector(__builtin_convertvector(*(const bytes*)p, ivec), vec) / 255.0f;
+}
+
+inline bool dark(const float* p) { return !(p[0] || p[1] || p[2] || p[3]); }
+inline bool dark(const uint8_t* p) {
+  int32_t all_four;
+  std::memcpy(&all_four, p, sizeof all_four);
+  return all_four == 0;
+}
+
+// Adam in the form and with the defaults of torch.optim.Adam; see vaebench/fast/adam.py.
+struct Adam {
+  static constexpr double BETA1 = 0.9, BETA2 = 0.999;
+  float m_old = BETA1, m_new = 1 - BETA1, v_old = BETA2, v_new = 1 - BETA2, rate, spread, eps;
+
+  Adam(const Net& net, double step)
+      : rate(*net.lr / (1 - std::pow(BETA1, step))),
+        spread(1 / std::sqrt(1 - std::pow(BETA2, step))),
+        eps(net.adam_eps) {}
+
+  // Update up to LANES parameters by their gradients.
+  void update(float* weight, float* weight_m, float* weight_v, vec g, long count) const {
+    vec p, m, v;
+    load<1>(&p, weight, count), load<1>(&m, weight_m, count), load<1>(&v, weight_v, count);
+    m = m_old * m + m_new * g;
+    v = v_old * v + v_new * (g * g);
+    p -= rate * m / (root(v) * spread + eps);
+    store<1>(weight, &p, count), store<1>(weight_m, &m, count), store<1>(weight_v, &v, count);
+  }
+};
+
+// Products
+
+// A tile of rows and vectors of a product, and where it lies.
+struct Tile {
+  alignas(64) float numbers[M * N * LANES];
+  long row, rows, vector, vectors;
+
+  float* operator()(long m, long n) { return numbers + (m * N + n) * LANES; }
+};
+
+// a (rows, depth), any strides, times b (depth, vectors), rows bk apart.
+struct Factors {
+  const float* a;
+  long am, ak;
+  const float* b;
+  long bk, depth;
+};
+
+template <int HEIGHT, int WIDTH>
+void multiply(const Factors& f, Tile& tile, bool add) {
+  vec sum[HEIGHT][WIDTH];
+  for (int m = 0; m < HEIGHT; m++)
+    for (int n = 0; n < WIDTH; n++) sum[m][n] = add ? at(tile(m, n)) : vec{};
+  const float *a = f.a + tile.row * f.am, *b = f.b + tile.vector * LANES;
+  for (long k = 0; k < f.depth; k++, a += f.ak, b += f.bk) {
+    vec right[WIDTH];
+    for (int n = 0; n < WIDTH; n++) right[n] = at(b + n * LANES);
+    for (int m = 0; m < HEIGHT; m++) {
+      const vec left = all(a[m * f.am]);
+      for (int n = 0; n < WIDTH; n++) sum[m][n] += left * right[n];
+    }
+  }
+  for (int m = 0; m < HEIGHT; m++)
+    for (int n = 0; n < WIDTH; n++) at(tile(m, n)) = sum[m][n];
+}
+
+// tile = a b, or has it added.
+void multiply(const Factors& f, Tile& tile, bool add) {
+  with_width(tile.vectors, [&](auto w) {
+    constexpr int V = least(decltype(w)::vectors, N);
+    switch (tile.rows) {
+      case 1: return multiply<1, V>(f, tile, add);
+      case 2: return multiply<2, V>(f, tile, add);
+      case 3: return multiply<3, V>(f, tile, add);
+      case 4: return multiply<4, V>(f, tile, add);
+      case 5: return multiply<5, V>(f, tile, add);
+      default: return multiply<M, V>(f, tile, add);
+    }
+  });
+}
+
+// A product of (rows, vectors), or the sum of several, tile by tile: `finish` takes each, `begin`
+// is told of it before. For all threads of a team; they do not wait for each other at the end.
+template <class Begin, class Finish>
+void product(long rows, long vectors, std::initializer_list<Factors> terms, Begin begin,
+             Finish finish) {
+#pragma omp for schedule(guided) nowait
+  for (long row = 0; row < rows; row += M) {
+    Tile tile;
+    tile.row = row, tile.rows = least(M, rows - row);
+    for (long n = 0; n < vectors; n += N) {
+      tile.vector = n, tile.vectors = least(N, vectors - n);
+      begin(tile);
+      for (const Factors& term : terms) multiply(term, tile, &term != terms.begin());
+      finish(tile);
+    }
+  }
+}
+
+inline void nothing(const Tile&) {}
+
+// Steps
+
+// A layer's activations; on the way back the loss's slope by them takes the feature-major place.
+struct Values {
+  float* features;  // (out, stride)
+  float* images;    // (BLOCK, width)
+  long width;       // out, rounded up to whole vectors
+};
+
+// Images that are taken together, in the step that they belong to.
+struct Block {
+  long images, vectors;  // how many; vectors that hold one feature of all
+  float share;           // 1 / images of the step
+  bool first, last;      // block of the step
+
+  long live(long vector) const { return images - vector * LANES; }  // lanes of a vector in use
+};
+
+template <class Pixel>
+struct Steps {
+  const Net& net;
+  float* space;
+  long taken = 0;  // floats of it
+  long stride;     // of features
+
+  Lists lists;
+  Pixel* turned;    // (pixels, stride): the images feature-major, as they are
+  Values input, z;  // input: of a dense first layer, and the loss's slope by the output
+  Values hidden[MOST_HIDDEN];
+  float *mu, *logvar, *deviation, *eps;  // (latent, stride)
+  float* first_slope;                    // (BLOCK, width): by the sparse first layer's values
+  float* grads;                  // of steps of several blocks, layer by layer: weights, biases
+  Bernoulli* recon;              // of a row of tiles of the output
+  double *recon_sums, *kl_sums;  // of a row of tiles; of a latent
+
+  // Divide the work space; without any, only find its size.
+  Steps(const Net& net, long batch, float* space) : net(net), space(space) {
+    stride = rounded_up(least(batch, BLOCK), LANES);
+    lists = lists_in(take(list_floats(parts(net.pixels, G))), 1, net.pixels);
+    turned = (Pixel*)take(net.pixels * stride);
+    input = take_values(net.pixels, !net.sparse);
+    z = take_values(net.latent, true);
+    for (long i = 0; i < hiddens(); i++) hidden[i] = take_values(layer(i).out, true);
+    mu = take(net.latent * stride), logvar = take(net.latent * stride);
+    deviation = take(net.latent * stride), eps = take(net.latent * stride);
+    first_slope = take(net.sparse ? BLOCK * hidden[0].width : 0);
+    grads = take(batch > BLOCK ? grads_before(net.layers + hiddens() + 3) : 0);
+    recon = (Bernoulli*)take(output_rows() * (sizeof(Bernoulli) / sizeof(float)));
+    recon_sums = (double*)take(2 * output_rows());
+    kl_sums = (double*)take(2 * net.latent);
+  }
+
+  float* take(long floats) {
+    float* given = space ? space + taken : nullptr;
+    taken += rounded_up(floats, 16);
+    return given;
+  }
+
+  Values take_values(long out, bool images) {
+    const long width = rounded_up(out, LANES);
+    float* features = take(out * stride);
+    return {features, take(images ? BLOCK * width : 0), width};
+  }
+
+  long hiddens() const { return net.encoders + net.decoders; }
+  Layer& layer(long i) const { return net.layers[i < net.encoders ? i : i + 2]; }  // hidden
+  Layer& head(int i) const { return net.layers[net.encoders + i]; }
+  Layer& output() const { return net.layers[hiddens() + 2]; }
+  long output_rows() const { return parts(net.pixels, M); }
+
+  long grads_before(const Layer* layer) const {
+    long sum = 0;
+    for (const Layer* l = net.layers; l < layer; l++) sum += (l->in + 1) * l->out;
+    return sum;
+  }
+
+  // Images
+
+  // List and turn the images at `index`; threads take parts of the pixels.
+  void prepare(const Block& block, const Pixel* images, const long* index) {
+    constexpr long PART = 8;
+#pragma omp for schedule(static)
+    for (long part = 0; part < lists.groups; part += PART) {
+      const long end = least(part + PART, lists.groups), past = least(end * G, net.pixels);
+      std::memset((void*)(turned + part * G * stride), 0,
+                  (past - part * G) * stride * sizeof(Pixel));
+      std::memset(lists.counts + part, 0, (end - part) * sizeof(int32_t));
+      for (long row = 0; row < block.images; row++) {
+        const Pixel* image = images + index[row] * net.pixels;
+        for (long group = part; group < end; group++) take_group(image, row, group);
+        if (!net.sparse)
+          for (long p = part * G; p < past; p++)
+            input.images[row * input.width + p] = input.features[p * stride + row] = unit(image[p]);
+      }
+    }
+  }
+
+  void take_group(const Pixel* image, long row, long group) {
+    const long first = group * G, count = least(G, net.pixels - first);
+    Pixel p[G] = {};
+    if (count == G)
+      std::memcpy(p, image + first, sizeof p);
+    else
+      std::memcpy(p, image + first, count * sizeof(Pixel));
+    if (dark(p)) return;
+    const long entry = group * ROWS + lists.counts[group]++;
+    lists.rows[entry] = (uint8_t)row;
+    for (long j = 0; j < G; j++) lists.values[entry * G + j] = unit(p[j]);
+    for (long j = 0; j < count; j++) turned[(first + j) * stride + row] = p[j];
+  }
+
+  // Fetch images that are prepared next: they lie anywhere in memory.
+  void fetch_images(const Pixel* images, const long* index, long count) {
+    const long floats = net.pixels * sizeof(Pixel) / sizeof(float);
+#pragma omp for schedule(static) nowait
+    for (long row = 0; row < count; row++)
+      fetch((const float*)(images + index[row] * net.pixels), 1, 0, floats);
+  }
+
+  // Forward
+
+  vec activated(vec x) const {
+    if (net.activation == TANH) return hyperbolic_tangent(x);
+    return x > 0 ? x : x * (net.activation == RELU ? 0.0f : (float)net.leak);
+  }
+
+  // The activation's slope where its value is h.
+  vec slope_at(vec h) const {
+    if (net.activation == TANH) return 1.0f - h * h;
+    return h > 0 ? all(1) : all(net.activation == RELU ? 0.0f : (float)net.leak);
+  }
+
+  Factors forward_factors(const Layer& layer, const Values& from) const {
+    return {layer.weight, layer.in, 1, from.features, stride, layer.in};
+  }
+
+  // Copy a tile of features to where they lie image-major.
+  void turn(const Block& block, Tile& tile, const Values& values, float* images) const {
+    const long first = tile.vector * LANES;
+    const long count = least(tile.vectors * LANES, block.images - first);
+    for (long i = 0; i < count; i++)
+      for (long m = 0; m < tile.rows; m++)
+        images[(first + i) * values.width + tile.row + m] = tile.numbers[m * N * LANES + i];
+  }
+
+  // Call with each vector of a tile: (its numbers, its feature, its place among the features).
+  template <class Use>
+  void each(Tile& tile, Use use) const {
+    for (long m = 0; m < tile.rows; m++)
+      for (long n = 0; n < tile.vectors; n++) {
+        const long feature = tile.row + m, vector = tile.vector + n;
+        use(at(tile(m, n)), feature, vector, feature * stride + vector * LANES);
+      }
+  }
+
+  void forward(const Block& block, const Layer& layer, const Values& from, const Values& to) {
+    product(layer.out, block.vectors, {forward_factors(layer, from)}, nothing, [&](Tile& tile) {
+      each(tile, [&](vec& x, long feature, long, long place) {
+        at(to.features + place) = x = activated(x + layer.bias[feature]);
+      });
+      turn(block, tile, to, to.images);
+    });
+  }
+
+  void forward_sparse(const Block& block, const Layer& layer, const Values& to) {
+    constexpr long T = FORWARD * LANES;
+#pragma omp for schedule(dynamic, 1) nowait
+    for (long column = 0; column < layer.out; column += T) {
+      const long columns = least(T, layer.out - column);
+      alignas(64) float tile[ROWS * T];
+      with_width(parts(columns, LANES), [&](auto w) {
+        constexpr int W = least(decltype(w)::vectors, FORWARD);
+        forward_tile<W>(lists, 0, block.images, net.pixels, layer.out, layer.weight + column,
+                        layer.bias + column, tile, columns);
+        finish_sparse<W>(block, tile, to, column, columns);
+      });
+    }
+  }
+
+  template <int W>
+  void finish_sparse(const Block& block, float* tile, const Values& to, long column, long columns) {
+    for (long i = 0; i < block.images; i++)
+      for (long k = 0; k < W * LANES; k += LANES) {
+        vec& h = at(tile + i * W * LANES + k);
+        at(to.images + i * to.width + column + k) = h = activated(h);
+      }
+    for (long k = 0; k < columns; k++)
+      for (long i = 0; i < block.images; i++)
+        to.features[(column + k) * stride + i] = tile[i * W * LANES + k];
+  }
+
+  void heads(const Block& block, const Values& from) {
+    for (int i = 0; i < 2; i++) {
+      const Layer& layer = head(i);
+      float* to = i ? logvar : mu;
+      product(layer.out, block.vectors, {forward_factors(layer, from)}, nothing, [&](Tile& tile) {
+        each(tile, [&](vec& x, long feature, long, long place) {
+          at(to + place) = x + layer.bias[feature];
+        });
+      });
+    }
+  }
+
+  // z = mu + exp(logvar / 2) eps, and the KL.
+  void draw(const Block& block, const float* noise) {
+#pragma omp for schedule(static)
+    for (long j = 0; j < net.latent; j++) {
+      for (long i = 0; i < block.images; i++) eps[j * stride + i] = noise[i * net.latent + j];
+      vec kl = {};
+      for (long n = 0; n < block.vectors; n++) {
+        const long place = j * stride + n * LANES;
+        const vec m = at(mu + place), l = at(logvar + place);
+        const vec s = exp_minus_one(0.5f * l) + 1.0f;
+        at(deviation + place) = s;
+        at(z.features + place) = m + s * at(eps + place);
+        kl += kept(m * m + exp_minus_one(l) - l, block.live(n));
+      }
+      for (long i = 0; i < block.images; i++)
+        z.images[i * z.width + j] = z.features[j * stride + i];
+      kl_sums[j] = 0.5 * sum_of(kl);
+    }
+  }
+
+  // log p(x|z), and the loss's slope by the decoder's output.
+  void likelihood(const Block& block, const Values& from) {
+    const Layer& layer = output();
+    const float precision = 1 / (net.sigma * net.sigma);
+    product(layer.out, block.vectors, {forward_factors(layer, from)}, nothing, [&](Tile& tile) {
+      Bernoulli& sums = recon[tile.row / M];
+      if (tile.vector == 0) sums = Bernoulli();
+      each(tile, [&](vec out, long pixel, long vector, long place) {
+        const long live = block.live(vector);
+        const vec x = units(turned + place);
+        vec slope;
+        out += layer.bias[pixel];
+        if (net.likelihood == BERNOULLI) {
+          slope = sums.add(kept(out, live, all(LOWEST)), x);  // a dark pixel that is so: nothing
+        } else {
+          slope = kept(out - x, live);
+          sums.linear -= 0.5f * precision * slope * slope;
+          slope *= precision;
+        }
+        at(input.features + place) = kept(slope * block.share, live);
+      });
+      sums.count_exponent();
+      if (tile.vector + tile.vectors == block.vectors) recon_sums[tile.row / M] = sums.value();
+    });
+  }
+
+  // Backward
+
+  Factors backward_factors(const Layer& layer, const float* slopes) const {
+    return {layer.weight, 1, layer.in, slopes, stride, layer.out};
+  }
+
+  // From the slopes by what a hidden layer's values are multiplied to, those by its sums.
+  void backward(const Block& block, long out, std::initializer_list<Factors> terms,
+                const Values& to, float* images) {
+    product(out, block.vectors, terms, nothing, [&](Tile& tile) {
+      each(tile, [&](vec& slope, long, long vector, long place) {
+        vec& h = at(to.features + place);
+        h = slope = kept(slope * slope_at(h), block.live(vector));
+      });
+      if (images) turn(block, tile, to, images);
+    });
+  }
+
+  void backward_draw(const Block& block, const Layer& layer, const Values& above) {
+    const float weight = net.beta * block.share;
+    product(net.latent, block.vectors, {backward_factors(layer, above.features)}, nothing,
+            [&](Tile& tile) {
+              each(tile, [&](vec by_z, long, long vector, long place) {
+                const long live = block.live(vector);
+                vec &m = at(mu + place), &l = at(logvar + place);
+                const vec spread = by_z * at(deviation + place) * at(eps + place);
+                m = kept(by_z + weight * m, live);
+                l = kept(0.5f * (spread + weight * exp_minus_one(l)), live);
+              });
+            });
+  }
+
+  // Updates
+
+  // Take up to LANES gradients; `place` counts a layer's weights, and its biases after them.
+  void take_gradient(const Block& block, const Adam& adam, const Layer& layer, long place, vec g,
+                     long count) {
+    if (!(block.first && block.last)) {
+      float* sum = grads + grads_before(&layer) + place;
+      vec before = {};
+      if (!block.first) load<1>(&before, sum, count);
+      g += before;
+      if (!block.last) return store<1>(sum, &g, count);
+    }
+    const long bias = place - layer.in * layer.out;
+    if (bias < 0)
+      adam.update(layer.weight + place, layer.weight_m + place, layer.weight_v + place, g, count);
+    else
+      adam.update(layer.bias + bias, layer.bias_m + bias, layer.bias_v + bias, g, count);
+  }
+
+  static void fetch_weights(const Layer& layer, long place, long rows, long width, long columns) {
+    for (const float* p : {layer.weight, layer.weight_m, layer.weight_v})
+      fetch(p + place, rows, width, columns);
+  }
+
+  void update(const Block& block, const Adam& adam, const Layer& layer, const float* slopes,
+              const Values& from) {
+    const Factors gradient{slopes, stride, 1, from.images, from.width, block.images};
+    const auto fetch_next = [&](const Tile& tile) {  // of the next row of tiles
+      const long column = tile.vector * LANES, row = tile.row + M;
+      fetch_weights(layer, row * layer.in + column, least(M, layer.out - row), layer.in,
+                    least(tile.vectors * LANES, layer.in - column));
+    };
+    product(layer.out, from.width / LANES, {gradient}, fetch_next, [&](Tile& tile) {
+      for (long m = 0; m < tile.rows; m++)
+        for (long n = 0; n < tile.vectors; n++) {
+          const long column = (tile.vector + n) * LANES;
+          take_gradient(block, adam, layer, (tile.row + m) * layer.in + column, at(tile(m, n)),
+                        layer.in - column);
+        }
+    });
+    update_bias(block, adam, layer, slopes);
+  }
+
+  void update_sparse(const Block& block, const Adam& adam, const Layer& layer) {
+    const long width = hidden[0].width;
+#pragma omp for schedule(guided) nowait
+    for (long group = 0; group < lists.groups; group++) {
+      const long first = group * G, next = first + G;
+      for (long column = 0; column < width; column += BACKWARD * LANES) {
+        const long columns = least(BACKWARD * LANES, width - column);
+        fetch_weights(layer, next * layer.out + column, least(G, net.pixels - next), layer.out,
+                      least(columns, layer.out - column));
+        with_width(columns / LANES, [&](auto w) {
+          constexpr int W = decltype(w)::vectors;
+          vec sum[G][W] = {};
+          add_group(lists, 0, group, first_slope + column, width, columns, sum);
+          for (long j = 0; j < least(G, net.pixels - first); j++)
+            for (long k = 0; k < W; k++) {
+              const long unit = column + k * LANES;
+              take_gradient(block, adam, layer, (first + j) * layer.out + unit, sum[j][k],
+                            layer.out - unit);
+            }
+        });
+      }
+    }
+    update_bias(block, adam, layer, hidden[0].features);
+  }
+
+  void update_bias(const Block& block, const Adam& adam, const Layer& layer, const float* slopes) {
+#pragma omp for schedule(dynamic, 1) nowait
+    for (long first = 0; first < layer.out; first += LANES) {
+      const long count = least(LANES, layer.out - first);
+      vec g = {};
+      for (long m = 0; m < count; m++) {
+        vec sum = {};
+        for (long n = 0; n < block.vectors; n++)
+          sum += at(slopes + (first + m) * stride + n * LANES);
+        g[m] = sum_of(sum);
+      }
+      take_gradient(block, adam, layer, layer.in * layer.out + first, g, count);
+    }
+  }
+
+  // All together
+
+  // Forward and backward through a block, and the updates after the step's last.
+  void train(const Block& block, const Adam& adam, const Pixel* images, const long* index,
+             long next, const float* noise, double* totals) {
+    const long E = net.encoders, H = hiddens();
+    prepare(block, images, index);
+    if (net.sparse)
+      forward_sparse(block, layer(0), hidden[0]);
+    else
+      forward(block, layer(0), input, hidden[0]);
+#pragma omp barrier
+    for (long i = 1; i < E; i++) {
+      forward(block, layer(i), hidden[i - 1], hidden[i]);
+#pragma omp barrier
+    }
+    heads(block, hidden[E - 1]);
+#pragma omp barrier
+    draw(block, noise);
+    for (long i = E; i < H; i++) {
+      forward(block, layer(i), i == E ? z : hidden[i - 1], hidden[i]);
+#pragma omp barrier
+    }
+    likelihood(block, hidden[H - 1]);
+#pragma omp barrier
+    for (long i = H - 1; i >= E; i--) {
+      const Values& above = i == H - 1 ? input : hidden[i + 1];
+      const Layer& over = i == H - 1 ? output() : layer(i + 1);
+      backward(block, layer(i).out, {backward_factors(over, above.features)}, hidden[i], nullptr);
+#pragma omp barrier
+    }
+    fetch_images(images, index + block.images, next);
+    backward_draw(block, layer(E), hidden[E]);
+#pragma omp barrier
+    for (long i = E - 1; i >= 0; i--) {
+      float* to = i == 0 && net.sparse ? first_slope : nullptr;
+      if (i == E - 1)
+        backward(block, layer(i).out,
+                 {backward_factors(head(0), mu), backward_factors(head(1), logvar)}, hidden[i], to);
+      else
+        backward(block, layer(i).out, {backward_factors(layer(i + 1), hidden[i + 1].features)},
+                 hidden[i], to);
+#pragma omp barrier
+    }
+    update_all(block, adam);
+#pragma omp single
+    add_up(block, totals);
+  }
+
+  void update_all(const Block& block, const Adam& adam) {
+    const long E = net.encoders, H = hiddens();
+    if (net.sparse)
+      update_sparse(block, adam, layer(0));
+    else
+      update(block, adam, layer(0), hidden[0].features, input);
+    update(block, adam, output(), input.features, hidden[H - 1]);
+    for (long i = 1; i < H; i++)
+      update(block, adam, layer(i), hidden[i].features, i == E ? z : hidden[i - 1]);
+    update(block, adam, head(0), mu, hidden[E - 1]);
+    update(block, adam, head(1), logvar, hidden[E - 1]);
+  }
+
+  void add_up(const Block& block, double* totals) {
+    for (long i = 0; i < output_rows(); i++) totals[0] += recon_sums[i];
+    if (net.likelihood == GAUSSIAN)
+      totals[0] -= block.images * net.pixels * std::log(net.sigma * std::sqrt(2 * M_PI));
+    for (long j = 0; j < net.latent; j++) totals[1] += kl_sums[j];
+  }
+
+  void run(long images, long batch, const Pixel* data, const long* index, const float* noise,
+           double* totals, int threads) {
+    const double before = *net.step;
+#pragma omp parallel num_threads(threads)
+    for (long start = 0; start < images; start += batch) {
+      const long end = least(start + batch, images);
+      const Adam adam(net, before + start / batch + 1);
+      for (long first = start; first < end; first += BLOCK) {
+        const long count = least(BLOCK, end - first), past = first + count;
+        const Block block{count, parts(count, LANES), 1.0f / (end - start), first == start,
+                          past == end};
+        train(block, adam, data, index + first, least(BLOCK, images - past),
+              noise + first * net.latent, totals);
+      }
+    }
+    *net.step = before + parts(images, batch);
+  }
+};
+
+}  // namespace
+
+// Floats of work space, on a multiple of 64 bytes and zero at first, for steps of `batch` images.
+extern "C" long vaebench_native_space(const Net* net, long batch) {
+  return Steps<float>(*net, batch, nullptr).taken;
+}
+
+// Train a step on each `batch` of the images at `index`, on fewer at last; add recon and kl to
+// totals.
+extern "C" void vaebench_native_steps(const Net* net, float* space, long batch, long images,
+                                      long bytes, const void* data, const long* index,
+                                      const float* noise, double* totals, long threads) {
+  if (bytes == 1)
+    Steps<uint8_t>(*net, batch, space)
+        .run(images, batch, (const uint8_t*)data, index, noise, totals, threads);
+  else
+    Steps<float>(*net, batch, space)
+        .run(images, batch, (const float*)data, index, noise, totals, threads);
+}
