@@ -5,6 +5,7 @@ import copy
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def _engine(
 ) -> StepEngine:
     torch.manual_seed(1)
     model = VAE(hidden_dims=(48,), latent_dim=6)
-    words = {"compile": compile, "native": native}
+    words: dict[str, Any] = {"compile": compile, "native": native}
     built = make_engine(model, images, Objective(), batch_size, 1e-3, CPU, **words)
     assert built.actual["compile"] is compile
     return built.engine

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -332,11 +333,11 @@ def test_a_broken_compiler_is_named_and_trained_around(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("CXX", str(broken))
     model = vaebench.VAE(hidden_dims=(20,), latent_dim=6)
+    words: dict[str, Any] = {"compile": True, "native": False}
     with (
         torch._inductor.config.patch({"cpp.cxx": (None, str(broken))}),
         pytest.warns(UserWarning, match="compile.* training eagerly") as warned,
     ):
-        words = {"compile": True, "native": False}
         built = make_engine(model, strokes, Objective(), 64, 1e-3, torch.device("cpu"), **words)
     assert built.actual["compile"] is False
     assert len(built.notes) == 1

@@ -61,7 +61,7 @@ def _adam(engine: StepEngine) -> AdamState:
 
 
 Make = Callable[[], VAE]
-# Vectors of 8 or 16, tiles of 6 rows, groups of 4 pixels, blocks of 128 images: whole and short.
+# Vectors of 8 or 16, tiles of 6 rows, groups of 2 pixels, blocks of 128 images: whole and short.
 CASES: dict[str, tuple[Make, Objective, int, int]] = {
     "default": (lambda: VAE(), Objective(), 128, 300),
     "one of each": (lambda: VAE((4, 1), (1,), 1), Objective(), 1, 3),

@@ -1,5 +1,7 @@
 """The kernel that skips dark pixels: the dense products, to rounding, whatever the sizes."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,7 @@ def _images(count: int, pixels: int, lit: float) -> Tensor:
     return torch.rand(count, pixels) * (torch.rand(count, pixels) < lit)
 
 
-# Blocks of 128 images, groups of 4 pixels, tiles of 24 or 48 columns: whole, short, several.
+# Blocks of 128 images, groups of 2 pixels, tiles of vectors of columns: whole, short, several.
 @pytest.mark.parametrize("lit", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize(
     ("count", "pixels", "width"),
@@ -79,7 +81,7 @@ def test_only_the_layer_that_gets_the_pixels_as_they_are(strokes: Tensor) -> Non
 def test_it_is_said_and_can_be_switched_off(strokes: Tensor) -> None:
     def built(switch: bool) -> tuple[bool, int]:
         model = VAE(hidden_dims=(16,), latent_dim=2)
-        words = {"compile": True, "native": False, "sparse": switch}
+        words: dict[str, Any] = {"compile": True, "native": False, "sparse": switch}
         made = make_engine(model, strokes, Objective(), 64, 1e-3, CPU, **words)
         return made.actual["sparse"], sum("dark pixels" in note for note in made.notes)
 

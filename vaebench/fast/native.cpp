@@ -94,13 +94,6 @@ inline vec units(const uint8_t* p) {
   return __builtin_convertvector(__builtin_convertvector(*(const bytes*)p, ivec), vec) / 255.0f;
 }
 
-inline bool dark(const float* p) { return !(p[0] || p[1] || p[2] || p[3]); }
-inline bool dark(const uint8_t* p) {
-  int32_t all_four;
-  std::memcpy(&all_four, p, sizeof all_four);
-  return all_four == 0;
-}
-
 // Adam in the form and with the defaults of torch.optim.Adam; see vaebench/fast/adam.py.
 struct Adam {
   static constexpr double BETA1 = 0.9, BETA2 = 0.999;
@@ -140,58 +133,78 @@ struct Factors {
   long bk, depth;
 };
 
+// Memory that is wanted soon, in several streams alike: fetched line by line in between products.
+// All at once it would take every place that the processor has for lines under way.
+struct Soon {
+  const float* streams[3] = {};
+  long at = 0, floats = 0;
+
+  void fetch_line() {
+    if (at >= floats) return;
+    for (const float* stream : streams) __builtin_prefetch(stream + at, 0, 2);
+    at += 16;
+  }
+};
+
 template <int HEIGHT, int WIDTH>
-void multiply(const Factors& f, Tile& tile, bool add) {
+void multiply(const Factors& f, Tile& tile, bool add, Soon& soon) {
   vec sum[HEIGHT][WIDTH];
   for (int m = 0; m < HEIGHT; m++)
     for (int n = 0; n < WIDTH; n++) sum[m][n] = add ? at(tile(m, n)) : vec{};
   const float *a = f.a + tile.row * f.am, *b = f.b + tile.vector * LANES;
-  for (long k = 0; k < f.depth; k++, a += f.ak, b += f.bk) {
+  const auto next = [&] {
     vec right[WIDTH];
     for (int n = 0; n < WIDTH; n++) right[n] = at(b + n * LANES);
     for (int m = 0; m < HEIGHT; m++) {
       const vec left = all(a[m * f.am]);
       for (int n = 0; n < WIDTH; n++) sum[m][n] += left * right[n];
     }
+    a += f.ak, b += f.bk;
+  };
+  long k = 0;
+  for (; k + 4 <= f.depth; k += 4) {
+    soon.fetch_line();
+    next(), next(), next(), next();
   }
+  for (; k < f.depth; k++) next();
   for (int m = 0; m < HEIGHT; m++)
     for (int n = 0; n < WIDTH; n++) at(tile(m, n)) = sum[m][n];
 }
 
 // tile = a b, or has it added.
-void multiply(const Factors& f, Tile& tile, bool add) {
+void multiply(const Factors& f, Tile& tile, bool add, Soon& soon) {
   with_width(tile.vectors, [&](auto w) {
     constexpr int V = least(decltype(w)::vectors, N);
     switch (tile.rows) {
-      case 1: return multiply<1, V>(f, tile, add);
-      case 2: return multiply<2, V>(f, tile, add);
-      case 3: return multiply<3, V>(f, tile, add);
-      case 4: return multiply<4, V>(f, tile, add);
-      case 5: return multiply<5, V>(f, tile, add);
-      default: return multiply<M, V>(f, tile, add);
+      case 1: return multiply<1, V>(f, tile, add, soon);
+      case 2: return multiply<2, V>(f, tile, add, soon);
+      case 3: return multiply<3, V>(f, tile, add, soon);
+      case 4: return multiply<4, V>(f, tile, add, soon);
+      case 5: return multiply<5, V>(f, tile, add, soon);
+      default: return multiply<M, V>(f, tile, add, soon);
     }
   });
 }
 
 // A product of (rows, vectors), or the sum of several, tile by tile: `finish` takes each, `begin`
 // is told of it before. For all threads of a team; they do not wait for each other at the end.
-template <class Begin, class Finish>
-void product(long rows, long vectors, std::initializer_list<Factors> terms, Begin begin,
+template <class Next, class Finish>
+void product(long rows, long vectors, std::initializer_list<Factors> terms, Next next,
              Finish finish) {
-#pragma omp for schedule(guided) nowait
+#pragma omp for schedule(static) nowait
   for (long row = 0; row < rows; row += M) {
     Tile tile;
     tile.row = row, tile.rows = least(M, rows - row);
+    Soon soon = next(row + M);
     for (long n = 0; n < vectors; n += N) {
       tile.vector = n, tile.vectors = least(N, vectors - n);
-      begin(tile);
-      for (const Factors& term : terms) multiply(term, tile, &term != terms.begin());
+      for (const Factors& term : terms) multiply(term, tile, &term != terms.begin(), soon);
       finish(tile);
     }
   }
 }
 
-inline void nothing(const Tile&) {}
+inline Soon nothing(long) { return {}; }
 
 // Steps
 
@@ -273,34 +286,41 @@ struct Steps {
 
   // List and turn the images at `index`; threads take parts of the pixels.
   void prepare(const Block& block, const Pixel* images, const long* index) {
-    constexpr long PART = 8;
+    constexpr long PART = 32, FEW = 8;  // pixels; FEW are often all dark
 #pragma omp for schedule(static)
-    for (long part = 0; part < lists.groups; part += PART) {
-      const long end = least(part + PART, lists.groups), past = least(end * G, net.pixels);
-      std::memset((void*)(turned + part * G * stride), 0,
-                  (past - part * G) * stride * sizeof(Pixel));
-      std::memset(lists.counts + part, 0, (end - part) * sizeof(int32_t));
+    for (long part = 0; part < net.pixels; part += PART) {
+      const long end = least(part + PART, net.pixels);
+      std::memset((void*)(turned + part * stride), 0, (end - part) * stride * sizeof(Pixel));
+      std::memset(lists.counts + part / G, 0, parts(end - part, G) * sizeof(int32_t));
       for (long row = 0; row < block.images; row++) {
         const Pixel* image = images + index[row] * net.pixels;
-        for (long group = part; group < end; group++) take_group(image, row, group);
+        for (long few = part; few < end; few += FEW) {
+          if (few + FEW <= end && dark(image + few)) continue;
+          for (long first = few; first < least(few + FEW, end); first += G)
+            take_group(image + first, row, first, least(G, end - first));
+        }
         if (!net.sparse)
-          for (long p = part * G; p < past; p++)
+          for (long p = part; p < end; p++)
             input.images[row * input.width + p] = input.features[p * stride + row] = unit(image[p]);
       }
     }
   }
 
-  void take_group(const Pixel* image, long row, long group) {
-    const long first = group * G, count = least(G, net.pixels - first);
-    Pixel p[G] = {};
-    if (count == G)
-      std::memcpy(p, image + first, sizeof p);
-    else
-      std::memcpy(p, image + first, count * sizeof(Pixel));
-    if (dark(p)) return;
-    const long entry = group * ROWS + lists.counts[group]++;
+  // Whether eight pixels are.
+  static bool dark(const Pixel* image) {
+    Pixel p[8];
+    std::memcpy(p, image, sizeof p);
+    uint64_t bits[sizeof p / 8], any = 0;
+    std::memcpy(bits, p, sizeof p);
+    for (uint64_t b : bits) any |= b;
+    return any == 0;
+  }
+
+  void take_group(const Pixel* p, long row, long first, long count) {
+    if (!p[0] && (count < G || !p[1])) return;
+    const long group = first / G, entry = group * ROWS + lists.counts[group]++;
     lists.rows[entry] = (uint8_t)row;
-    for (long j = 0; j < G; j++) lists.values[entry * G + j] = unit(p[j]);
+    for (long j = 0; j < G; j++) lists.values[entry * G + j] = j < count ? unit(p[j]) : 0.0f;
     for (long j = 0; j < count; j++) turned[(first + j) * stride + row] = p[j];
   }
 
@@ -329,13 +349,18 @@ struct Steps {
     return {layer.weight, layer.in, 1, from.features, stride, layer.in};
   }
 
-  // Copy a tile of features to where they lie image-major.
-  void turn(const Block& block, Tile& tile, const Values& values, float* images) const {
-    const long first = tile.vector * LANES;
-    const long count = least(tile.vectors * LANES, block.images - first);
-    for (long i = 0; i < count; i++)
-      for (long m = 0; m < tile.rows; m++)
-        images[(first + i) * values.width + tile.row + m] = tile.numbers[m * N * LANES + i];
+  // Copy features to where they lie image-major.
+  void turn_all(const Block& block, const Values& values, long out, float* images) const {
+#pragma omp for schedule(static) nowait
+    for (long first = 0; first < out; first += LANES)
+      for (long n = 0; n < block.vectors; n++) {
+        vec square[LANES] = {};
+        for (long k = 0; k < least(LANES, out - first); k++)
+          square[k] = at(values.features + (first + k) * stride + n * LANES);
+        turn(square);
+        for (long i = 0; i < least(LANES, block.live(n)); i++)
+          at(images + (n * LANES + i) * values.width + first) = square[i];
+      }
   }
 
   // Call with each vector of a tile: (its numbers, its feature, its place among the features).
@@ -351,9 +376,8 @@ struct Steps {
   void forward(const Block& block, const Layer& layer, const Values& from, const Values& to) {
     product(layer.out, block.vectors, {forward_factors(layer, from)}, nothing, [&](Tile& tile) {
       each(tile, [&](vec& x, long feature, long, long place) {
-        at(to.features + place) = x = activated(x + layer.bias[feature]);
+        at(to.features + place) = activated(x + layer.bias[feature]);
       });
-      turn(block, tile, to, to.images);
     });
   }
 
@@ -372,16 +396,21 @@ struct Steps {
     }
   }
 
+  // Apply the activation to a tile (images, W vectors), and put it where it belongs.
   template <int W>
   void finish_sparse(const Block& block, float* tile, const Values& to, long column, long columns) {
-    for (long i = 0; i < block.images; i++)
-      for (long k = 0; k < W * LANES; k += LANES) {
-        vec& h = at(tile + i * W * LANES + k);
-        at(to.images + i * to.width + column + k) = h = activated(h);
+    for (long first = 0; first < block.images; first += LANES)
+      for (long k = 0; k < W; k++) {
+        vec square[LANES] = {};
+        const long features = column + k * LANES;
+        for (long i = 0; i < least(LANES, block.images - first); i++) {
+          square[i] = activated(at(tile + ((first + i) * W + k) * LANES));
+          at(to.images + (first + i) * to.width + features) = square[i];
+        }
+        turn(square);
+        for (long j = 0; j < least(LANES, columns - k * LANES); j++)
+          at(to.features + (features + j) * stride + first) = square[j];
       }
-    for (long k = 0; k < columns; k++)
-      for (long i = 0; i < block.images; i++)
-        to.features[(column + k) * stride + i] = tile[i * W * LANES + k];
   }
 
   void heads(const Block& block, const Values& from) {
@@ -450,13 +479,12 @@ struct Steps {
 
   // From the slopes by what a hidden layer's values are multiplied to, those by its sums.
   void backward(const Block& block, long out, std::initializer_list<Factors> terms,
-                const Values& to, float* images) {
+                const Values& to) {
     product(out, block.vectors, terms, nothing, [&](Tile& tile) {
-      each(tile, [&](vec& slope, long, long vector, long place) {
+      each(tile, [&](vec slope, long, long vector, long place) {
         vec& h = at(to.features + place);
-        h = slope = kept(slope * slope_at(h), block.live(vector));
+        h = kept(slope * slope_at(h), block.live(vector));
       });
-      if (images) turn(block, tile, to, images);
     });
   }
 
@@ -493,20 +521,16 @@ struct Steps {
       adam.update(layer.bias + bias, layer.bias_m + bias, layer.bias_v + bias, g, count);
   }
 
-  static void fetch_weights(const Layer& layer, long place, long rows, long width, long columns) {
-    for (const float* p : {layer.weight, layer.weight_m, layer.weight_v})
-      fetch(p + place, rows, width, columns);
-  }
-
   void update(const Block& block, const Adam& adam, const Layer& layer, const float* slopes,
               const Values& from) {
     const Factors gradient{slopes, stride, 1, from.images, from.width, block.images};
-    const auto fetch_next = [&](const Tile& tile) {  // of the next row of tiles
-      const long column = tile.vector * LANES, row = tile.row + M;
-      fetch_weights(layer, row * layer.in + column, least(M, layer.out - row), layer.in,
-                    least(tile.vectors * LANES, layer.in - column));
+    const auto next = [&](long row) -> Soon {
+      const long place = row * layer.in;
+      return {{layer.weight + place, layer.weight_m + place, layer.weight_v + place},
+              0,
+              least(M, layer.out - row) * layer.in};
     };
-    product(layer.out, from.width / LANES, {gradient}, fetch_next, [&](Tile& tile) {
+    product(layer.out, from.width / LANES, {gradient}, next, [&](Tile& tile) {
       for (long m = 0; m < tile.rows; m++)
         for (long n = 0; n < tile.vectors; n++) {
           const long column = (tile.vector + n) * LANES;
@@ -519,22 +543,21 @@ struct Steps {
 
   void update_sparse(const Block& block, const Adam& adam, const Layer& layer) {
     const long width = hidden[0].width;
-#pragma omp for schedule(guided) nowait
+#pragma omp for schedule(static) nowait
     for (long group = 0; group < lists.groups; group++) {
-      const long first = group * G, next = first + G;
+      const long first = group * G;
       for (long column = 0; column < width; column += BACKWARD * LANES) {
         const long columns = least(BACKWARD * LANES, width - column);
-        fetch_weights(layer, next * layer.out + column, least(G, net.pixels - next), layer.out,
-                      least(columns, layer.out - column));
         with_width(columns / LANES, [&](auto w) {
           constexpr int W = decltype(w)::vectors;
           vec sum[G][W] = {};
           add_group(lists, 0, group, first_slope + column, width, columns, sum);
           for (long j = 0; j < least(G, net.pixels - first); j++)
             for (long k = 0; k < W; k++) {
-              const long unit = column + k * LANES;
-              take_gradient(block, adam, layer, (first + j) * layer.out + unit, sum[j][k],
-                            layer.out - unit);
+              const long unit = column + k * LANES, place = (first + j) * layer.out + unit;
+              for (const float* p : {layer.weight, layer.weight_m, layer.weight_v})
+                fetch(p + place + 2 * G * layer.out, 1, 0, LANES);  // two groups ahead
+              take_gradient(block, adam, layer, place, sum[j][k], layer.out - unit);
             }
         });
       }
@@ -569,9 +592,11 @@ struct Steps {
     else
       forward(block, layer(0), input, hidden[0]);
 #pragma omp barrier
+    if (!net.sparse) turn_all(block, hidden[0], layer(0).out, hidden[0].images);
     for (long i = 1; i < E; i++) {
       forward(block, layer(i), hidden[i - 1], hidden[i]);
 #pragma omp barrier
+      turn_all(block, hidden[i], layer(i).out, hidden[i].images);
     }
     heads(block, hidden[E - 1]);
 #pragma omp barrier
@@ -579,26 +604,30 @@ struct Steps {
     for (long i = E; i < H; i++) {
       forward(block, layer(i), i == E ? z : hidden[i - 1], hidden[i]);
 #pragma omp barrier
+      turn_all(block, hidden[i], layer(i).out, hidden[i].images);
     }
     likelihood(block, hidden[H - 1]);
 #pragma omp barrier
     for (long i = H - 1; i >= E; i--) {
       const Values& above = i == H - 1 ? input : hidden[i + 1];
       const Layer& over = i == H - 1 ? output() : layer(i + 1);
-      backward(block, layer(i).out, {backward_factors(over, above.features)}, hidden[i], nullptr);
+      backward(block, layer(i).out, {backward_factors(over, above.features)}, hidden[i]);
 #pragma omp barrier
     }
     fetch_images(images, index + block.images, next);
     backward_draw(block, layer(E), hidden[E]);
 #pragma omp barrier
     for (long i = E - 1; i >= 0; i--) {
-      float* to = i == 0 && net.sparse ? first_slope : nullptr;
       if (i == E - 1)
         backward(block, layer(i).out,
-                 {backward_factors(head(0), mu), backward_factors(head(1), logvar)}, hidden[i], to);
+                 {backward_factors(head(0), mu), backward_factors(head(1), logvar)}, hidden[i]);
       else
         backward(block, layer(i).out, {backward_factors(layer(i + 1), hidden[i + 1].features)},
-                 hidden[i], to);
+                 hidden[i]);
+#pragma omp barrier
+    }
+    if (net.sparse) {
+      turn_all(block, hidden[0], layer(0).out, first_slope);
 #pragma omp barrier
     }
     update_all(block, adam);

@@ -18,7 +18,7 @@ void list_group(const float* x, long rows, long pixels, const Lists& to, long bl
       std::memcpy(bits, from, width * sizeof(float));
     std::memcpy(v + n * G, bits, sizeof bits);
     r[n] = (uint8_t)row;
-    n += (bits[0] | bits[1] | bits[2] | bits[3]) != 0;
+    n += (bits[0] | bits[1]) != 0;
   }
   to.counts[to.at(block, group)] = n;
 }

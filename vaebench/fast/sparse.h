@@ -9,9 +9,9 @@
 
 namespace {
 
-constexpr long G = 4, ROWS = 128;
+constexpr long G = 2, ROWS = 128;
 // Vectors of a tile, forward and backward: G * V + V + 1 registers, of AVX2's 16 or AVX-512's 32.
-constexpr int FORWARD = 3, BACKWARD = LANES == 16 ? 5 : 3;
+constexpr int FORWARD = 3, BACKWARD = LANES == 16 ? 10 : 4;
 
 struct Lists {
   uint8_t* rows;    // (blocks, groups, ROWS): numbers within the block
@@ -80,7 +80,7 @@ struct Width {
   static constexpr int vectors = N;
 };
 
-// Call `use` with the number of vectors, one to five, as a constant.
+// Call `use` with the number of vectors, one to ten, as a constant.
 template <class Use>
 void with_width(long vectors, Use use) {
   switch (vectors) {
@@ -88,7 +88,12 @@ void with_width(long vectors, Use use) {
     case 2: return use(Width<2>());
     case 3: return use(Width<3>());
     case 4: return use(Width<4>());
-    default: return use(Width<5>());
+    case 5: return use(Width<5>());
+    case 6: return use(Width<6>());
+    case 7: return use(Width<7>());
+    case 8: return use(Width<8>());
+    case 9: return use(Width<9>());
+    default: return use(Width<10>());
   }
 }
 

@@ -36,6 +36,40 @@ inline float sum_of(vec x) {
   return sum;
 }
 
+#if !defined(__clang__)
+// Squares of SIZE by SIZE: of each four, the two off the diagonal change places.
+template <int SIZE>
+inline void swap_squares(vec (&rows)[LANES]) {
+  ivec upper, lower;
+#pragma GCC unroll 16
+  for (int k = 0; k < LANES; k++) {
+    upper[k] = k & SIZE ? LANES + k - SIZE : k;
+    lower[k] = k & SIZE ? LANES + k : k + SIZE;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; i++) {
+    if (i & SIZE) continue;
+    const vec a = rows[i], b = rows[i + SIZE];
+    rows[i] = __builtin_shuffle(a, b, upper);
+    rows[i + SIZE] = __builtin_shuffle(a, b, lower);
+  }
+}
+#endif
+
+// Turn a square of numbers: row i becomes column i.
+inline void turn(vec (&rows)[LANES]) {
+#if defined(__clang__)
+  for (int i = 0; i < LANES; i++)
+    for (int k = 0; k < i; k++) {
+      const float number = rows[i][k];
+      rows[i][k] = rows[k][i], rows[k][i] = number;
+    }
+#else
+  swap_squares<1>(rows), swap_squares<2>(rows), swap_squares<4>(rows);
+  if constexpr (LANES == 16) swap_squares<LANES / 2>(rows);
+#endif
+}
+
 // `columns` of W vectors' numbers; fewer at the right edge of a matrix.
 template <int W>
 inline void load(vec* to, const float* from, long columns) {
