@@ -120,6 +120,9 @@ class TrainConfig:
         "compute a Bernoulli likelihood and its gradient in one pass; compiled, on the CPU",
     )
     products: bool = option(True, "on the CPU, compute small convolutions as matrix products")
+    graph: bool = option(
+        True, "on CUDA, replay many steps at once from a graph, where that is measured to pay"
+    )
     flush_denormal: bool = option(True, "treat denormal numbers as zero on the CPU")
     out: str | None = option(
         None, "run folder to write (default: runs/WORKLOAD-TIME)", metavar="DIR"
@@ -179,7 +182,7 @@ class TrainConfig:
         for name in ("data_dir", "out", "resume"):
             if getattr(self, name) is not None:
                 check_text(_flag(name), getattr(self, name))
-        kernels = ("sparse", "fused_likelihood", "products")
+        kernels = ("sparse", "fused_likelihood", "products", "graph")
         for name in ("compile", *kernels, "flush_denormal", "plot", "quiet"):
             check_switch(_flag(name), getattr(self, name))
         if self.likelihood == "bernoulli" and self.sigma != 1:

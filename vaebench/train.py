@@ -291,6 +291,7 @@ def _fit(
             sparse=config.sparse,
             fused_likelihood=config.fused_likelihood,
             products=config.products,
+            graph=config.graph,
             flush_denormal=config.flush_denormal,
             test_images=data.test.images,
             progress=not config.quiet,

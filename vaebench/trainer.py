@@ -54,6 +54,7 @@ def fit(
     sparse: bool = True,
     fused_likelihood: bool = True,
     products: bool = True,
+    graph: bool = True,
     flush_denormal: bool = True,
     test_images: Tensor | None = None,
     progress: bool = False,
@@ -90,6 +91,7 @@ def fit(
         fused_likelihood: compute a Bernoulli likelihood and its gradient in one pass; likewise.
         products: on the CPU, compute small convolutions as matrix products; their weights are
             then laid out channels last in memory.
+        graph: on CUDA, replay many steps at once from a CUDA graph, where that is measured to pay.
         flush_denormal: treat denormals as zero; on the CPU.
         test_images: evaluated after each epoch.
         progress: show a bar on stderr.
@@ -126,6 +128,7 @@ def fit(
         "sparse": sparse,
         "fused_likelihood": fused_likelihood,
         "products": products,
+        "graph": graph,
     }
     for switch, value in {**kernels, "flush_denormal": flush_denormal}.items():
         check_switch(switch, value)

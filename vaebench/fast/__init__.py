@@ -5,7 +5,8 @@ One technique, one file, one word: ``loader`` (data resident on the device), ``a
 (``fused_likelihood``), ``products`` (convolutions as matrix products), ``parallel`` (several
 processes), ``denormals``
 (``flush_denormal``, applied by the trainer, since it is a setting of threads). To remove one,
-delete its file and its line here. ``payoff`` measures whether compiling pays.
+delete its file and its line here. ``graph`` replays many steps at once on CUDA. ``payoff`` measures
+whether compiling pays; ``selfcheck`` tries an engine beside the plain one before it is used.
 """
 
 import contextlib
@@ -20,12 +21,14 @@ from vaebench.elbo import Objective
 from vaebench.fast.adagrad import AdagradState
 from vaebench.fast.adam import AdamState
 from vaebench.fast.compiled import CompiledStep, CompileError, compile_errors
+from vaebench.fast.graph import CaptureError, GraphEngine, capture_for
 from vaebench.fast.likelihood import with_fused_likelihood
 from vaebench.fast.loader import gather, to_unit
 from vaebench.fast.parallel import ParallelEngine, ParallelStep, exchange
 from vaebench.fast.payoff import race
 from vaebench.fast.precision import Precision, choose
 from vaebench.fast.products import lay_out, with_products
+from vaebench.fast.selfcheck import disagreement
 from vaebench.fast.sparse import with_sparse_input
 from vaebench.fast.step import Optimizer, Step, StepEngine, alone, make_step
 from vaebench.model import latent_size
@@ -37,7 +40,7 @@ class Built(NamedTuple):
     """A warmed-up engine and what it really is, against what was asked for.
 
     ``actual`` holds ``compile``, ``sparse`` and ``fused_likelihood`` (bool) and ``amp`` (``"bf16"``
-    or ``"float32"``);
+    or ``"float32"``), ``graph`` the steps per replay, or False;
     ``notes`` one line for each request that could not be met, or was decided by measurement.
     """
 
@@ -59,6 +62,7 @@ def make_engine(
     sparse: bool = True,
     fused_likelihood: bool = True,
     products: bool = True,
+    graph: bool = True,
     optimizer: str = "adam",
     adam_eps: float = 1e-8,
     group: Group | None = None,
@@ -82,6 +86,8 @@ def make_engine(
             float32, on the CPU; see :mod:`vaebench.fast.sparse`.
         fused_likelihood: compute a Bernoulli likelihood and its gradient in one pass; compiled, on
             the CPU; see :mod:`vaebench.fast.likelihood`.
+        graph: replay many steps at once, where that pays; on CUDA, in one process; see
+            :mod:`vaebench.fast.graph`.
         optimizer: ``"adam"`` or ``"adagrad"``.
         adam_eps: epsilon in Adam's denominator.
         group: the processes that train together, each with all of the images; None: this one.
@@ -134,10 +140,38 @@ def make_engine(
         compiled = engine(network, CompiledStep(step(network, aim), part.stop - part.start))
         if _pays(compiled, eager, notes, alone=group is None):
             notes += [light] if light else []
-            return Built(compiled, {"compile": True, "amp": precision.name, **kernels}, notes)
+            actual = {"compile": True, "amp": precision.name, **kernels}
+            return _captured(compiled, actual, notes, wanted=graph and group is None)
     eager.warm_up()
-    unused = dict.fromkeys(kernels, False)
-    return Built(eager, {"compile": False, "amp": precision.name, **unused}, notes)
+    actual = {"compile": False, "amp": precision.name, **dict.fromkeys(kernels, False)}
+    return _captured(eager, actual, notes, wanted=graph and group is None)
+
+
+def _captured(
+    plain: StepEngine, actual: dict[str, Any], notes: list[str], *, wanted: bool
+) -> Built:
+    """Replay a warmed-up engine's steps from a graph, where that can be, pays, and agrees."""
+    actual["graph"] = False
+    capture = capture_for(plain.device) if wanted else None
+    if capture is None:
+        return Built(plain, actual, notes)
+    replayed = GraphEngine(plain, capture)
+    try:
+        replayed.warm_up()
+    except CaptureError as error:
+        warnings.warn(f"{error}; training without a graph", stacklevel=3)
+        notes.append(f"--graph: {error}; trained without")
+        return Built(plain, actual, notes)
+    wrong = disagreement(replayed, plain, replayed.pieces)
+    if wrong:
+        warnings.warn(f"replayed steps go wrong ({wrong}); training without a graph", stacklevel=3)
+        notes.append(f"--graph: replayed steps went wrong ({wrong}); trained without")
+        return Built(plain, actual, notes)
+    notes.append(replayed.note())
+    if not replayed.pays:
+        return Built(plain, actual, notes)
+    actual["graph"] = replayed.steps_at_once
+    return Built(replayed, actual, notes)
 
 
 def _pays(compiled: StepEngine, eager: StepEngine, notes: list[str], *, alone: bool) -> bool:
