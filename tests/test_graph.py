@@ -229,6 +229,16 @@ def test_a_whole_epoch_is_recorded_where_that_is_quick(
     assert sorted(_replayed(several, (CPU, TapeCapture)).chunks) == [1, 4, 16, 64]
 
 
+@pytest.mark.parametrize("how", [None, TapeCapture])
+def test_a_step_is_timed_without_a_trace(strokes: Tensor, how: type[TapeCapture] | None) -> None:
+    plain = _plain(strokes, CPU, "batch norm")
+    before = _state(plain)
+    capture = how() if how else None
+    assert 0 < graph.step_seconds(plain, capture) < 1
+    assert capture is None or capture.replays > 1
+    assert _equal(_state(plain), before)
+
+
 # make_engine and fit: a graph is used where it can be, agrees and pays; else that is said.
 
 

@@ -288,6 +288,7 @@ def _fit(
             compile=config.compile,
             amp=config.amp,
             engine=config.engine,
+            tf32=config.tf32,
             sparse=config.sparse,
             fused_likelihood=config.fused_likelihood,
             products=config.products,

@@ -51,6 +51,7 @@ def fit(
     compile: bool = False,
     amp: str | None = None,
     engine: str = "fast",
+    tf32: bool = False,
     sparse: bool = True,
     fused_likelihood: bool = True,
     products: bool = True,
@@ -87,6 +88,7 @@ def fit(
         compile: compile the whole step. Where that is impossible, warn and train eagerly.
         amp: None, ``"auto"`` (bf16 autocast where it is measured to pay) or ``"bf16"``.
         engine: ``"fast"``, or ``"reference"`` for plain eager PyTorch.
+        tf32: on CUDA, multiply factors of 10 bits instead of float32's 23: faster, but not equal.
         sparse: let the first layer leave out dark pixels where they are many; compiled, on the CPU.
         fused_likelihood: compute a Bernoulli likelihood and its gradient in one pass; likewise.
         products: on the CPU, compute small convolutions as matrix products; their weights are
@@ -123,8 +125,11 @@ def fit(
     lr, seed = check_real("lr", lr), check_seed("seed", seed)
     adam_eps = check_real("adam_eps", adam_eps)
     _check_modes(amp, engine, compile)
+    if engine == "reference" and tf32 is True:
+        raise InputError("the reference engine is plain eager float32: drop tf32")
     _check_words(optimizer=optimizer, schedule=schedule, binarize=binarize)
     kernels: dict[str, Any] = {
+        "tf32": tf32,
         "sparse": sparse,
         "fused_likelihood": fused_likelihood,
         "products": products,

@@ -1,12 +1,12 @@
 """The ladder of techniques; the only place where they are combined.
 
 One technique, one file, one word: ``loader`` (data resident on the device), ``adam`` and
-``adagrad`` (fused), ``precision`` (``amp``), ``compiled`` (``compile``), ``sparse``, ``likelihood``
-(``fused_likelihood``), ``products`` (convolutions as matrix products), ``parallel`` (several
-processes), ``denormals``
+``adagrad`` (fused), ``precision`` (``amp``), ``tf32``, ``compiled`` (``compile``), ``graph`` (many
+steps replayed at once), ``sparse``, ``likelihood`` (``fused_likelihood``), ``products``
+(convolutions as matrix products), ``parallel`` (several processes), ``denormals``
 (``flush_denormal``, applied by the trainer, since it is a setting of threads). To remove one,
-delete its file and its line here. ``graph`` replays many steps at once on CUDA. ``payoff`` measures
-whether compiling pays; ``selfcheck`` tries an engine beside the plain one before it is used.
+delete its file and its line here. ``payoff`` measures whether compiling pays; ``selfcheck`` tries
+an engine beside the plain one before it is used.
 """
 
 import contextlib
@@ -21,16 +21,17 @@ from vaebench.elbo import Objective
 from vaebench.fast.adagrad import AdagradState
 from vaebench.fast.adam import AdamState
 from vaebench.fast.compiled import CompiledStep, CompileError, compile_errors
-from vaebench.fast.graph import CaptureError, GraphEngine, capture_for
+from vaebench.fast.graph import CaptureError, GraphEngine, capture_for, step_seconds
 from vaebench.fast.likelihood import with_fused_likelihood
 from vaebench.fast.loader import gather, to_unit
 from vaebench.fast.parallel import ParallelEngine, ParallelStep, exchange
 from vaebench.fast.payoff import race
-from vaebench.fast.precision import Precision, choose
+from vaebench.fast.precision import Precision, by_steps, choose
 from vaebench.fast.products import lay_out, with_products
 from vaebench.fast.selfcheck import disagreement
 from vaebench.fast.sparse import with_sparse_input
 from vaebench.fast.step import Optimizer, Step, StepEngine, alone, make_step
+from vaebench.fast.tf32 import applies, with_tf32
 from vaebench.model import latent_size
 from vaebench.processes import Group
 from vaebench.trial import reached
@@ -40,7 +41,7 @@ class Built(NamedTuple):
     """A warmed-up engine and what it really is, against what was asked for.
 
     ``actual`` holds ``compile``, ``sparse`` and ``fused_likelihood`` (bool) and ``amp`` (``"bf16"``
-    or ``"float32"``), ``graph`` the steps per replay, or False;
+    or ``"float32"``), ``tf32`` (bool), ``graph`` the steps per replay, or False;
     ``notes`` one line for each request that could not be met, or was decided by measurement.
     """
 
@@ -59,6 +60,7 @@ def make_engine(
     *,
     compile: bool = False,
     amp: str | None = None,
+    tf32: bool = False,
     sparse: bool = True,
     fused_likelihood: bool = True,
     products: bool = True,
@@ -80,6 +82,7 @@ def make_engine(
         compile: compile the step. If that cannot be done the engine runs eagerly, with a warning
             and a note; with a note alone if compiled steps are measured to be slower.
         amp: None, ``"auto"`` or ``"bf16"``; see :mod:`vaebench.fast.precision`.
+        tf32: round the factors of float32 products; on CUDA; see :mod:`vaebench.fast.tf32`.
         products: compute convolutions as matrix products, where that pays: on the CPU in float32.
             Their weights are then laid out channels last.
         sparse: let the first layer leave out dark pixels where they are many; compiled, in
@@ -95,11 +98,14 @@ def make_engine(
     model.to(device)
     images = images.to(device)
     latent_dim = latent_size(model, to_unit(images[:1]))
-    precision = choose(amp, device)
+    rounded = tf32 and applies(device)
+    precision = _precision(amp, model, images, objective, batch_size, rounded=rounded, graph=graph)
     if group:  # one decision, by one measurement
         bf16 = group.first_says(float(precision.dtype is not None))
         precision = Precision(torch.bfloat16 if bf16 else None, precision.reason)
     notes = [f"--amp: {precision.reason}"] if amp else []
+    if tf32 and not rounded:
+        notes.append(f"--tf32: {device} has no such products; trained in {precision.name}")
     network, light, aim = model, None, objective
     if compile:
         with contextlib.suppress(CompileError), compile_errors():  # compiling the step will say so
@@ -124,6 +130,8 @@ def make_engine(
     def engine(network: nn.Module, step: Step) -> StepEngine:
         if count:
             step = with_products(step, network)
+        if rounded:
+            step = with_tf32(step)
         words = (state, batch_size, latent_dim, objective.samples)
         if group is None:
             return StepEngine(network, images, step, *words)
@@ -140,11 +148,42 @@ def make_engine(
         compiled = engine(network, CompiledStep(step(network, aim), part.stop - part.start))
         if _pays(compiled, eager, notes, alone=group is None):
             notes += [light] if light else []
-            actual = {"compile": True, "amp": precision.name, **kernels}
+            actual = {"compile": True, "amp": precision.name, "tf32": rounded, **kernels}
             return _captured(compiled, actual, notes, wanted=graph and group is None)
     eager.warm_up()
-    actual = {"compile": False, "amp": precision.name, **dict.fromkeys(kernels, False)}
+    unused = dict.fromkeys(kernels, False)
+    actual = {"compile": False, "amp": precision.name, "tf32": rounded, **unused}
     return _captured(eager, actual, notes, wanted=graph and group is None)
+
+
+def _precision(
+    amp: str | None,
+    model: nn.Module,
+    images: Tensor,
+    objective: Objective,
+    batch_size: int,
+    *,
+    rounded: bool,
+    graph: bool,
+) -> Precision:
+    """Decide on a precision: on a GPU by whole steps, eager, replayed from a graph if wanted.
+
+    Compiled they would be faster, but to compile both takes longer than it could ever save.
+    """
+    device = images.device
+    if amp != "auto" or device.type == "cpu" or batch_size > len(images):
+        return choose(amp, device)
+    latent_dim = latent_size(model, to_unit(images[:1]))
+    params = reached(model, objective, to_unit(images[:2]), latent_dim)
+
+    def seconds(dtype: torch.dtype | None) -> float:
+        state = AdamState.of(params, 0.0)
+        step = make_step(model, objective, state, gather, dtype)
+        words = (state, batch_size, latent_dim, objective.samples)
+        engine = StepEngine(model, images, with_tf32(step) if rounded else step, *words)
+        return step_seconds(engine, capture_for(device) if graph else None)
+
+    return by_steps(seconds)
 
 
 def _captured(

@@ -24,13 +24,15 @@ from torch import Tensor
 
 from vaebench.engine import Sums
 from vaebench.fast.step import StepEngine
-from vaebench.machine import synchronize
+from vaebench.machine import best_seconds, synchronize
 
 # Steps per replay that are tried, and beside them a whole epoch if recording it takes no longer
 # than so many seconds: its nodes are tens of thousands.
 STEPS, EPOCH_SECONDS = (1, 4, 16, 64), 1.0
 # Of the race between them: steps timed in one go, turns, and seconds after which it ends.
 TIMED, TURNS, BUDGET = 64, 6, 0.5
+# Seconds for timing a step alone, as to compare precisions.
+TRIAL = 0.1
 # A longer graph is taken if it is faster than a shorter one by more than this.
 WORTHWHILE = 1.02
 # Steps run on the side stream before recording: libraries then have set up what they set up once.
@@ -150,6 +152,24 @@ class Chunk:
         self.replay()
 
 
+def step_seconds(plain: StepEngine, capture: Capture | None) -> float:
+    """Shortest time of a full step of the engine, replayed where it can be; leave no trace."""
+    steps = min(STEPS[-2], len(plain.images) // plain.batch_size)
+    order = torch.arange(steps * plain.batch_size, device=plain.device)
+    noise = plain.no_noise(len(order))
+    with plain.unchanged(), _same_random(plain.device):
+        plain.model.train()
+        run: Work = partial(_discard, plain, order, noise)
+        if capture:
+            with contextlib.suppress(CaptureError):  # capturing what will be trained will say so
+                for _ in range(WARM_UPS):
+                    capture.warm_up(partial(_discard, plain, order[: plain.batch_size], noise))
+                totals = torch.zeros(2, dtype=torch.float64, device=plain.device)
+                chunk = Chunk(plain, totals, steps, plain.batch_size, capture)
+                run = partial(chunk.run, order, noise)
+        return best_seconds(run, plain.device, budget=TRIAL) / steps
+
+
 class GraphEngine(StepEngine):
     """Runs the step of another engine, eager, compiled or hand-written, by replaying graphs.
 
@@ -187,8 +207,7 @@ class GraphEngine(StepEngine):
         full, short = divmod(len(self.images), self.batch_size)
         if not full:
             raise CaptureError("there are fewer images than a batch has")
-        devices = [self.device] if self.device.type == "cuda" else []
-        with self.unchanged(), torch.random.fork_rng(devices):
+        with self.unchanged(), _same_random(self.device):
             self.model.train()
             for size in [self.batch_size, *[short] * (short > 0)]:
                 for _ in range(WARM_UPS):
@@ -221,7 +240,7 @@ class GraphEngine(StepEngine):
         order, noise = self.chunks[1].index.repeat(steps), self.chunks[1].noise
         order = order[: steps * self.batch_size]
         noise = noise.repeat(steps, *[1] * (noise.dim() - 1))
-        runs[0] = (lambda: _discard(self.plain.epoch(order, noise)), steps)
+        runs[0] = (partial(_discard, self.plain, order, noise), steps)
         best = dict.fromkeys(runs, math.inf)
         end = time.perf_counter() + BUDGET
         for turn in range(TURNS + 1):
@@ -302,5 +321,11 @@ def _repeated(chunk: Chunk, steps: int) -> tuple[Work, int]:
     return work, times * steps
 
 
-def _discard(_: Sums) -> None:
-    """Take sums and give nothing."""
+def _discard(engine: StepEngine, order: Tensor, noise: Tensor) -> None:
+    """Train, and give no sums."""
+    engine.epoch(order, noise[: len(order)])
+
+
+def _same_random(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Put torch's own random numbers back at the end: a model may draw some."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
