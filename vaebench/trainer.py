@@ -27,6 +27,7 @@ from vaebench.model import as_vae, latent_size, likelihood_of
 from vaebench.processes import Group, count
 from vaebench.reference import ReferenceEngine
 from vaebench.state import TrainState
+from vaebench.streaming import fits
 from vaebench.trial import device_of, try_out, untouched
 
 
@@ -67,7 +68,8 @@ def fit(
 
     Args:
         model: any module with ``encode(x) -> (mu, logvar)`` and ``decode(z) -> output``.
-        images: (N, ...) uint8, scaled to [0, 1], or floating; each epoch uses each once.
+        images: (N, ...) uint8, scaled to [0, 1], or floating; each epoch uses each once. They are
+            kept on the device, or on the host and streamed if they do not fit there.
         epochs: passes over the images.
         batch_size: images per step, at most N. A short last batch is trained on.
         lr: learning rate.
@@ -142,7 +144,9 @@ def fit(
     images, test_images = _check_data(images, test_images, aim, batch_size)
     device_of(model)
     _check_processes(count(), model, batch_size, engine)
-    sampler = Sampler(images, seed, target) if binarize == "dynamic" else None
+    # New pixels are drawn where the images are kept: what does not fit on the device, on the host.
+    home = target if count() > 1 or fits(images, target) else images.device
+    sampler = Sampler(images, seed, home) if binarize == "dynamic" else None
     if binarize != "none":
         images = binarized(images, binarize, TRAINING_PIXELS)
         test_images = None if test_images is None else binarized(test_images, binarize, TEST_PIXELS)

@@ -1,12 +1,12 @@
 """The ladder of techniques; the only place where they are combined.
 
-One technique, one file, one word: ``loader`` (data resident on the device), ``adam`` and
-``adagrad`` (fused), ``precision`` (``amp``), ``tf32``, ``compiled`` (``compile``), ``graph`` (many
-steps replayed at once), ``sparse``, ``likelihood`` (``fused_likelihood``), ``products``
-(convolutions as matrix products), ``parallel`` (several processes), ``denormals``
-(``flush_denormal``, applied by the trainer, since it is a setting of threads). To remove one,
-delete its file and its line here. ``payoff`` measures whether compiling pays; ``selfcheck`` tries
-an engine beside the plain one before it is used.
+One technique, one file, one word: ``loader`` (data resident on the device), ``stream`` (data that
+does not fit there), ``adam`` and ``adagrad`` (fused), ``precision`` (``amp``), ``tf32``,
+``compiled`` (``compile``), ``graph`` (many steps replayed at once), ``sparse``, ``likelihood``
+(``fused_likelihood``), ``products`` (convolutions as matrix products), ``parallel`` (several
+processes), ``denormals`` (``flush_denormal``, applied by the trainer, since it is a setting of
+threads). To remove one, delete its file and its line here. ``payoff`` measures whether compiling
+pays; ``selfcheck`` tries an engine beside the plain one before it is used.
 """
 
 import contextlib
@@ -31,9 +31,11 @@ from vaebench.fast.products import lay_out, with_products
 from vaebench.fast.selfcheck import disagreement
 from vaebench.fast.sparse import with_sparse_input
 from vaebench.fast.step import Optimizer, Step, StepEngine, alone, make_step
+from vaebench.fast.stream import StreamEngine
 from vaebench.fast.tf32 import applies, with_tf32
 from vaebench.model import latent_size
 from vaebench.processes import Group
+from vaebench.streaming import explained, fits
 from vaebench.trial import reached
 
 
@@ -41,8 +43,9 @@ class Built(NamedTuple):
     """A warmed-up engine and what it really is, against what was asked for.
 
     ``actual`` holds ``compile``, ``sparse`` and ``fused_likelihood`` (bool) and ``amp`` (``"bf16"``
-    or ``"float32"``), ``tf32`` (bool), ``graph`` the steps per replay, or False;
-    ``notes`` one line for each request that could not be met, or was decided by measurement.
+    or ``"float32"``), ``tf32`` (bool), ``graph`` the steps per replay, or False, ``data_on``
+    ``"device"`` or ``"host, streamed"``; ``notes`` one line for each request that could not be met,
+    or was decided by measurement.
     """
 
     engine: StepEngine
@@ -71,6 +74,9 @@ def make_engine(
 ) -> Built:
     """Put model and images on the device and build the fast engine for them, warmed up.
 
+    Images that the device's memory does not hold stay on the host and are streamed, unless several
+    processes train together.
+
     Args:
         model: with ``encode`` and ``decode``; trained in place, every parameter that wants a
             gradient and that the loss depends on.
@@ -96,21 +102,26 @@ def make_engine(
         group: the processes that train together, each with all of the images; None: this one.
     """
     model.to(device)
-    images = images.to(device)
-    latent_dim = latent_size(model, to_unit(images[:1]))
+    resident = group is not None or fits(images, device)
+    images = images.to(device) if resident else images
+    shown = to_unit(images[:2].to(device))
+    latent_dim = latent_size(model, shown[:1])
     rounded = tf32 and applies(device)
-    precision = _precision(amp, model, images, objective, batch_size, rounded=rounded, graph=graph)
+    some = images if resident else images[: 16 * batch_size].to(device)
+    precision = _precision(amp, model, some, objective, batch_size, rounded=rounded, graph=graph)
     if group:  # one decision, by one measurement
         bf16 = group.first_says(float(precision.dtype is not None))
         precision = Precision(torch.bfloat16 if bf16 else None, precision.reason)
     notes = [f"--amp: {precision.reason}"] if amp else []
+    if not resident:
+        notes.append(explained(images, device))
     if tf32 and not rounded:
         notes.append(f"--tf32: {device} has no such products; trained in {precision.name}")
     network, light, aim = model, None, objective
     if compile:
         with contextlib.suppress(CompileError), compile_errors():  # compiling the step will say so
             if sparse and precision.dtype is None:
-                network, light = with_sparse_input(model, images, to_unit(images[:2]))
+                network, light = with_sparse_input(model, images, shown)
             if fused_likelihood:
                 aim = with_fused_likelihood(objective, device)
     # Elsewhere, and under autocast, a library's own convolutions are the faster or finer ones.
@@ -119,7 +130,7 @@ def make_engine(
     if count:
         notes.append(f"--products: {count} convolutions as matrix products")
     # After both: what the optimiser remembers is laid out in memory as the parameters are.
-    params = reached(model, objective, to_unit(images[:2]), latent_dim)
+    params = reached(model, objective, shown, latent_dim)
     state: Optimizer = AdamState.of(params, lr, adam_eps)
     if optimizer == "adagrad":
         state = AdagradState.of(params, lr)
@@ -133,6 +144,8 @@ def make_engine(
         if rounded:
             step = with_tf32(step)
         words = (state, batch_size, latent_dim, objective.samples)
+        if not resident:
+            return StreamEngine(device, network, images, step, *words)
         if group is None:
             return StepEngine(network, images, step, *words)
         return ParallelEngine(group, network, images, ParallelStep(step, idle, group), *words)
@@ -143,17 +156,19 @@ def make_engine(
 
     eager = engine(model, step(model, objective))
     kernels = {"sparse": light is not None, "fused_likelihood": aim is not objective}
+    common = {"amp": precision.name, "tf32": rounded}
+    common["data_on"] = "device" if resident else "host, streamed"
+    capturable = graph and group is None and resident
     if compile:
         part = group.share(batch_size) if group else slice(0, batch_size)
         compiled = engine(network, CompiledStep(step(network, aim), part.stop - part.start))
         if _pays(compiled, eager, notes, alone=group is None):
             notes += [light] if light else []
-            actual = {"compile": True, "amp": precision.name, "tf32": rounded, **kernels}
-            return _captured(compiled, actual, notes, wanted=graph and group is None)
+            actual = {"compile": True, **common, **kernels}
+            return _captured(compiled, actual, notes, wanted=capturable)
     eager.warm_up()
-    unused = dict.fromkeys(kernels, False)
-    actual = {"compile": False, "amp": precision.name, "tf32": rounded, **unused}
-    return _captured(eager, actual, notes, wanted=graph and group is None)
+    actual = {"compile": False, **common, **dict.fromkeys(kernels, False)}
+    return _captured(eager, actual, notes, wanted=capturable)
 
 
 def _precision(
