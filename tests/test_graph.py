@@ -3,7 +3,11 @@
 The CPU's cases replay a tape of operators (``tests/tape.py``); those named cuda need a GPU.
 """
 
+import contextlib
+import gc
+import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -347,6 +351,132 @@ def test_the_reason_is_what_went_wrong_first() -> None:
     assert graph._reason(RuntimeError()) == "RuntimeError"
 
 
+# The calls of CudaCapture, in a world where torch.cuda only notes them.
+
+
+class NotedCuda:
+    """Stands in for what CudaCapture uses of ``torch.cuda``."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        self.current, self.mode, self.end_fails = "main", 0, False
+        self.signature = inspect.signature(torch.cuda.graph.__init__)
+        for name in (
+            *("Stream", "CUDAGraph", "graph_pool_handle", "current_stream", "set_stream"),
+            *("stream", "device", "graph", "get_sync_debug_mode", "set_sync_debug_mode"),
+        ):
+            assert hasattr(torch.cuda, name)
+            patch.setattr(torch.cuda, name, getattr(self, name))
+
+    class Stream:
+        def __init__(self, device: torch.device) -> None:
+            self.device = device
+
+    class CUDAGraph:
+        def replay(self) -> None:
+            pass
+
+    def graph_pool_handle(self) -> tuple[int, int]:
+        return (0, 1)
+
+    def current_stream(self, device: torch.device) -> Any:
+        note = self.calls.append
+
+        class Current:
+            def wait_stream(self, other: Any) -> None:
+                note("main waits")
+
+        return Current()
+
+    def set_stream(self, stream: Any) -> None:
+        self.current = "main"
+
+    @contextlib.contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        self.current = "side"
+        try:
+            yield
+        finally:
+            self.current = "main"
+
+    @contextlib.contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        yield
+
+    @contextlib.contextmanager
+    def graph(self, *given: Any, **named: Any) -> Iterator[None]:
+        words = self.signature.bind(None, *given, **named).arguments
+        assert words["pool"] == (0, 1)
+        assert isinstance(words["stream"], NotedCuda.Stream)
+        self.current = "recording"
+        try:
+            yield
+        finally:
+            if self.end_fails:  # and torch's stream stays the current one
+                raise RuntimeError("capture was invalidated")
+            self.current = "main"
+
+    def get_sync_debug_mode(self) -> int:
+        return self.mode
+
+    def set_sync_debug_mode(self, mode: int | str) -> None:
+        if mode == "error":
+            warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=2)
+        self.mode = 2 if mode == "error" else int(mode)
+
+
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> NotedCuda:
+    """Give the world, and in it a capture."""
+    monkeypatch.setattr(
+        NotedCuda.Stream,
+        "wait_stream",
+        lambda self, other: None,
+        raising=False,
+    )
+    return NotedCuda(monkeypatch)
+
+
+def test_cuda_warms_up_aside_and_notices_waiting(noted: NotedCuda) -> None:
+    capture = CudaCapture(torch.device("cuda", 0))
+    seen: list[tuple[str, int]] = []
+    capture.warm_up(lambda: seen.append((noted.current, noted.mode)))
+    assert seen == [("side", 2)]
+    assert (noted.current, noted.mode) == ("main", 0)
+    assert noted.calls == ["main waits"]
+
+    def waits() -> None:
+        raise RuntimeError("called a synchronizing CUDA operation")
+
+    def breaks() -> None:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(CaptureError, match="the step waits for the device"):
+        capture.warm_up(waits)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        capture.warm_up(breaks)
+    assert (noted.current, noted.mode) == ("main", 0)
+    assert noted.calls == ["main waits"] * 3  # what ran aside is waited for, failed or not
+
+
+def test_cuda_records_and_comes_back_whatever_happens(noted: NotedCuda) -> None:
+    capture = CudaCapture(torch.device("cuda", 0))
+    seen: list[tuple[str, bool]] = []
+    replay = capture.record(lambda: seen.append((noted.current, gc.isenabled())))
+    assert seen == [("recording", False)]
+    assert callable(replay)
+    assert (noted.current, gc.isenabled()) == ("main", True)
+
+    def breaks() -> None:
+        raise RuntimeError("operation not permitted\nand more")
+
+    noted.end_fails = True
+    with pytest.raises(CaptureError) as caught:
+        capture.record(breaks)
+    assert str(caught.value) == "CUDA graph capture failed: operation not permitted"
+    assert (noted.current, gc.isenabled()) == ("main", True)
+
+
 # The check before use: what is wrong in one of many ways is seen, and rounding is not.
 
 
@@ -509,6 +639,7 @@ def test_cuda_graphs_draw_a_models_own_random_numbers_anew(strokes: Tensor) -> N
 
 
 @needs_cuda
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_cuda_steady_epochs_wait_for_nothing(strokes: Tensor) -> None:
     device = torch.device("cuda", 0)
     built = make_engine(MODELS["mlp"](), strokes, Objective(), BATCH, 1e-3, device)

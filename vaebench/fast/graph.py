@@ -15,6 +15,7 @@ import contextlib
 import gc
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Protocol
@@ -26,8 +27,8 @@ from vaebench.engine import Sums
 from vaebench.fast.step import StepEngine
 from vaebench.machine import best_seconds, synchronize
 
-# Steps per replay that are tried, and beside them a whole epoch if recording it takes no longer
-# than so many seconds: its nodes are tens of thousands.
+# Steps per replay that are tried, and beside them a whole epoch if recording it takes less than so
+# many seconds: its nodes are tens of thousands.
 STEPS, EPOCH_SECONDS = (1, 4, 16, 64), 1.0
 # Of the race between them: steps timed in one go, turns, and seconds after which it ends.
 TIMED, TURNS, BUDGET = 64, 6, 0.5
@@ -49,7 +50,11 @@ class Capture(Protocol):
     """Records work on a device so that it can be run again without the host's part in it."""
 
     def warm_up(self, work: Work) -> None:
-        """Run the work where it will be recorded."""
+        """Run the work where it will be recorded.
+
+        Raises:
+            CaptureError: it does what cannot be recorded.
+        """
 
     def record(self, work: Work) -> Work:
         """Record the work, without running it, and give a function that replays it.
@@ -68,12 +73,25 @@ class CudaCapture:
         self.pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, work: Work) -> None:
-        """See :class:`Capture`. On the stream that records: workspaces belong to a stream."""
+        """See :class:`Capture`. On the stream that records: workspaces belong to a stream.
+
+        What waits for the device is found out here, where it does no harm: a recording that is
+        broken off leaves torch's allocator believing that it goes on.
+
+        Raises:
+            CaptureError: the work waits for the device.
+        """
         here = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(here)
-        with torch.cuda.stream(self.stream):
-            work()
-        here.wait_stream(self.stream)
+        try:
+            with torch.cuda.stream(self.stream), _no_waiting():
+                work()
+        except RuntimeError as error:
+            if "synchronizing" not in str(error):
+                raise
+            raise CaptureError("the step waits for the device, which cannot be captured") from error
+        finally:
+            here.wait_stream(self.stream)
 
     def record(self, work: Work) -> Work:
         """See :class:`Capture`."""
@@ -100,10 +118,22 @@ def capture_for(device: torch.device) -> Capture | None:
 
 
 @contextlib.contextmanager
+def _no_waiting() -> Iterator[None]:
+    """Make it an error that the host waits for the device, where torch can tell."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():  # torch warns that it cannot always tell
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
     """Collect no garbage meanwhile: what frees memory of the device would end the recording."""
     enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield
@@ -214,22 +244,35 @@ class GraphEngine(StepEngine):
                     self.capture.warm_up(partial(self._step_once, size))
             if short:
                 self.short = Chunk(self, self.totals, 1, short, self.capture)
-            self._record(full)
-            self._race()
+            gc.collect()
+            self._choose(full)
 
     def _step_once(self, size: int) -> None:
         index = torch.arange(size, device=self.device)
         self.step(self.images, index, self.no_noise(size), self.totals)
 
-    def _record(self, full: int) -> None:
-        """Record chunks of all the numbers of steps that are tried; an epoch has ``full``."""
-        seconds = 0.0
-        for steps in [*(k for k in STEPS if k < full), full]:
-            if steps > STEPS[-1] and (self.samples > 1 or seconds * steps > EPOCH_SECONDS):
-                break  # several samples' noise is never handed over for a whole epoch
-            start = time.perf_counter()
-            self.chunks[steps] = Chunk(self, self.totals, steps, self.batch_size, self.capture)
-            seconds = (time.perf_counter() - start) / steps
+    def _choose(self, full: int) -> None:
+        """Record chunks of several lengths, and keep those up to the fastest.
+
+        A whole epoch, of ``full`` steps, is tried if each longer chunk so far was worth its length;
+        but not of several samples: their noise is never handed over for a whole epoch.
+        """
+        taken = {k: self._record(k) for k in STEPS if k < full}
+        if full <= STEPS[-1]:
+            self._record(full)
+        self._race()
+        if full <= STEPS[-1] or self.samples > 1 or self.steps_at_once < STEPS[-1]:
+            return
+        a_step = max(0.0, (taken[STEPS[-1]] - taken[STEPS[-2]]) / (STEPS[-1] - STEPS[-2]))
+        if a_step * full < EPOCH_SECONDS:
+            self._record(full)
+            self._race()
+
+    def _record(self, steps: int) -> float:
+        """Record a chunk; give the seconds that it took."""
+        start = time.perf_counter()
+        self.chunks[steps] = Chunk(self, self.totals, steps, self.batch_size, self.capture)
+        return time.perf_counter() - start
 
     def _race(self) -> None:
         """Time all chunks and the plain engine in turns; forget chunks longer than the best."""
