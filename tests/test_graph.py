@@ -581,6 +581,14 @@ def test_the_check_lets_rounding_pass(strokes: Tensor, model: str) -> None:
     assert not _equal(mine.tensors, right.tensors)  # so there was something to let pass
 
 
+def test_a_training_that_diverges_is_not_blamed_on_the_graph(strokes: Tensor) -> None:
+    plain = _plain(strokes, CPU)
+    plain.set_lr(1e30)
+    replayed = _replayed(plain, (CPU, TapeCapture))
+    assert not all(map(math.isfinite, _train(plain, [1000])))
+    assert selfcheck.disagreement(replayed, plain, replayed.pieces) is None
+
+
 def test_the_check_gives_both_the_same_dropout(strokes: Tensor) -> None:
     model = Dropout()
     plain = make_engine(model, strokes, Objective(), BATCH, 1e-3, CPU, graph=False).engine

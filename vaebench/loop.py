@@ -116,8 +116,8 @@ class Loop:
             sums.append(self.engine.epoch(order, noise))
             bar.update(len(order))
         # Turning sums into floats waits for the device: only after it is the clock's reading true.
-        recon = sum(float(part.recon) for part in sums) / numbers.images
-        kl = sum(float(part.kl) for part in sums) / numbers.images
+        recon = sum(torch.stack([part.recon for part in sums]).tolist()) / numbers.images
+        kl = sum(torch.stack([part.kl for part in sums]).tolist()) / numbers.images
         seconds = time.perf_counter() - start
         self.history.seconds["train"] += seconds
         if not (math.isfinite(recon - kl) and is_finite(self.model)):
