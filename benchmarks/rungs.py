@@ -39,6 +39,7 @@ class Rung:
 
 
 _PLAIN: dict[str, Any] = {"flush_denormal": False}
+_RESIDENT: dict[str, Any] = {"flush_denormal": False, "graph": False}
 _LIKELIHOOD: dict[str, Any] = {"compile": True, "native": False}
 _SPARSE: dict[str, Any] = {**_LIKELIHOOD, "fused_likelihood": False}
 _GRAPH: dict[str, Any] = {**_SPARSE, "sparse": False}
@@ -46,8 +47,9 @@ RUNGS: dict[str, Rung] = {
     rung.name: rung
     for rung in (
         Rung("reference", "plain eager, DataLoader", None, {"engine": "reference", **_PLAIN}),
-        Rung("resident", "data on the device, fused Adam", "reference", _PLAIN),
-        Rung("flush_denormal", "denormals are zero", "resident", {}, ("cpu",)),
+        Rung("resident", "data on the device, fused Adam", "reference", _RESIDENT),
+        Rung("replayed", "many steps a CUDA graph", "resident", {"graph": True}, ("cuda",)),
+        Rung("flush_denormal", "denormals are zero", "replayed", {}, ("cpu",)),
         Rung("graph", "whole step in one graph", "flush_denormal", _GRAPH, ("cpu",)),
         Rung("sparse", "dark pixels left out", "graph", _SPARSE, ("cpu",)),
         Rung("likelihood", "likelihood in one pass", "sparse", _LIKELIHOOD, ("cpu",)),
@@ -117,11 +119,13 @@ def build(
             device=device,
         )
         return reference, "float32"
-    accepted = ("compile", "amp", "native", "sparse", "fused_likelihood")
+    accepted = ("compile", "amp", "native", "sparse", "fused_likelihood", "graph")
     words = {word: rung.words[word] for word in accepted if word in rung.words}
     built = make_engine(model, images, Objective(), batch, LEARNING_RATE, device, **words)
     if built.actual["compile"] != words.get("compile", False):
         raise RungError(f"rung {rung.name} was not compiled: {'; '.join(built.notes)}")
+    if "graph" in words and bool(built.actual["graph"]) != words["graph"]:
+        raise RungError(f"rung {rung.name} was not replayed: {'; '.join(built.notes)}")
     return built.engine, str(built.actual["amp"])
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,15 @@ import torch  # noqa: E402
 
 from vaebench.data import load_mnist  # noqa: E402
 from vaebench.strokes import make_strokes  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Let no test leave its number of threads, and so another rounding, to the next."""
+    before = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(params=["cpu", "cuda"])

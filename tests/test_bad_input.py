@@ -298,10 +298,11 @@ CONFIGS: list[dict[str, Any]] = [
     *({"data": v} for v in ("", None, 3, Path("x"))),
     *({"out": v} for v in ("", 3, Path("x"))),
     *({"data_dir": v} for v in ("", 3)),
-    *({name: "yes"} for name in ("compile", "flush_denormal", "plot", "quiet")),
-    *({name: 1} for name in ("compile", "flush_denormal", "plot", "quiet")),
+    *({name: "yes"} for name in ("compile", "tf32", "graph", "flush_denormal", "plot", "quiet")),
+    *({name: 1} for name in ("compile", "tf32", "graph", "flush_denormal", "plot", "quiet")),
     {"engine": "reference", "amp": "auto"},
     {"engine": "reference", "compile": True},
+    {"engine": "reference", "tf32": True},
     {"sigma": 0.5},
 ]
 
@@ -366,6 +367,9 @@ FIT: list[tuple[dict[str, Any], str]] = [
     *(({"device": v}, "auto, cpu, cuda") for v in ("abacus", "", None, 3.5, "meta", b"cpu")),
     *(({"compile": v}, "True or False") for v in ("no", 1, None)),
     *(({"flush_denormal": v}, "True or False") for v in ("no", 0)),
+    *(({"graph": v}, "True or False") for v in ("no", 0)),
+    *(({"tf32": v}, "True or False") for v in ("no", 0)),
+    ({"engine": "reference", "tf32": True}, "drop tf32"),
     *(({"amp": v}, "amp") for v in ("fp16", "fp8", True, 16, "")),
     *(({"engine": v}, "fast, reference") for v in ("warp", None, 3)),
     *(({"on_epoch": v}, "function of one EpochRecord") for v in (3, "print")),

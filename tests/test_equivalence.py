@@ -15,9 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.tape import TapeCapture
+from vaebench import fast
 from vaebench.elbo import Objective
 from vaebench.fast import make_engine
 from vaebench.fast.adam import AdamState
+from vaebench.fast.graph import GraphEngine
+from vaebench.fast.payoff import Verdict
 from vaebench.fast.step import StepEngine
 from vaebench.model import VAE
 from vaebench.reference import ReferenceEngine
@@ -35,6 +39,7 @@ class Rung:
     sparse: bool = False
     fused_likelihood: bool = False
     native: bool = False
+    graph: bool = False
 
 
 FLOAT32 = [
@@ -44,10 +49,13 @@ FLOAT32 = [
     Rung("likelihood", compile=True, fused_likelihood=True),
     Rung("native", compile=True, sparse=True, native=True),
     Rung("native, dense", compile=True, native=True),
+    Rung("graph", graph=True),
+    Rung("compile+graph", compile=True, graph=True),
 ]
 BF16 = [
     Rung("amp", amp="bf16"),
     Rung("compile+amp", compile=True, amp="bf16", fused_likelihood=True),
+    Rung("amp+graph", amp="bf16", graph=True),
 ]
 
 
@@ -101,16 +109,40 @@ def _fast(
         sparse=rung.sparse,
         fused_likelihood=rung.fused_likelihood,
         native=rung.native,
+        graph=rung.graph,
     )
     # No silent stand-in: what is judged here is what its name says.
     assert built.actual["compile"] is rung.compile
     on_cpu = device.type == "cpu"
     assert built.actual["sparse"] is (rung.sparse and on_cpu)
     assert built.actual["native"] is (rung.native and on_cpu and isinstance(model, VAE))
+    assert bool(built.actual["graph"]) is rung.graph, built.notes
     bernoulli = objective.likelihood == "bernoulli"
     assert built.actual["fused_likelihood"] is (rung.fused_likelihood and on_cpu and bernoulli)
     assert built.actual["amp"] == ("bf16" if rung.amp else "float32")
     return built.engine
+
+
+@pytest.fixture(autouse=True)
+def _no_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train compiled wherever it is asked for: on a busy machine the race may decide otherwise."""
+    monkeypatch.setattr(fast, "race", lambda *_: Verdict(1.0, 1.0, 1))
+
+
+@pytest.fixture(autouse=True)
+def _graphs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the CPU stand in for CUDA: eager steps are replayed from a tape of operators."""
+    names = request.fixturenames
+    rung = request.getfixturevalue("rung") if "rung" in names else None
+    device = request.getfixturevalue("device").type if "device" in names else "cpu"
+    if rung is None or not rung.graph:
+        return
+    if device == "cpu":
+        if rung.compile:
+            pytest.skip("a compiled step has no operators to replay: needs a CUDA device")
+        monkeypatch.setattr(fast, "capture_for", TapeCapture)
+    # What is judged is whether they are equal; on models this small nothing else is certain.
+    monkeypatch.setattr(GraphEngine, "pays", True)
 
 
 def _reference(
@@ -261,6 +293,7 @@ def test_a_wrong_step_would_be_seen(rung: Rung, strokes: Tensor) -> None:
         compile=rung.compile,
         amp=rung.amp,
         native=rung.native,
+        graph=rung.graph,
     )
     got = built.engine.epoch(order, noise)
     assert float(got.recon - got.kl) != pytest.approx(float(want.recon - want.kl), rel=1e-3)

@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 
 from vaebench.elbo import Objective
 from vaebench.errors import InputError
-from vaebench.fast import adam, compiled, denormals, make_engine, payoff, precision
+from vaebench.fast import adam, compiled, denormals, make_engine, payoff, precision, tf32
 from vaebench.fast.loader import DeviceLoader, gather, to_unit
 from vaebench.fast.step import StepEngine
 from vaebench.model import VAE
@@ -216,6 +216,61 @@ def test_amp_auto_follows_the_measurement(
     assert f"{gain:.2g}x" in chosen.reason
     assert precision.choose("bf16", CPU).name == "bf16"
     assert precision.choose(None, CPU).name == "float32"
+
+
+@pytest.mark.parametrize(
+    ("plain", "bf16", "name"), [(1.0, 1.2, "float32"), (1.0, 0.99, "float32"), (1.0, 0.5, "bf16")]
+)
+def test_amp_auto_on_a_gpu_follows_whole_steps(plain: float, bf16: float, name: str) -> None:
+    chosen = precision.by_steps({None: plain, torch.bfloat16: bf16}.__getitem__)
+    assert chosen.name == name
+    assert f"{plain / bf16:.2g}x a float32 step's speed" in chosen.reason
+
+
+def test_tf32_is_on_during_the_step_alone() -> None:
+    seen: list[str] = []
+
+    def step(*words: Tensor) -> None:
+        seen.append(torch.get_float32_matmul_precision())
+        if len(seen) == 2:
+            raise ZeroDivisionError
+
+    before = torch.get_float32_matmul_precision()
+    assert before != "high"
+    x = torch.zeros(1)
+    tf32.with_tf32(step)(x, x, x, x)
+    assert torch.get_float32_matmul_precision() == before
+    with pytest.raises(ZeroDivisionError):
+        tf32.with_tf32(step)(x, x, x, x)
+    assert torch.get_float32_matmul_precision() == before
+    assert seen == ["high", "high"]
+
+
+def test_tf32_where_there_is_none_is_said(strokes: Tensor) -> None:
+    model = VAE(hidden_dims=(16,), latent_dim=2)
+    built = make_engine(model, strokes, Objective(), 64, 1e-3, CPU, tf32=True)
+    assert built.actual["tf32"] is False
+    assert built.notes == ["--tf32: cpu has no such products; trained in float32"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("graph", [False, True])
+def test_cuda_tf32_changes_the_products_and_little_else(strokes: Tensor, graph: bool) -> None:
+    device = torch.device("cuda", 0)
+    if not tf32.applies(device):
+        pytest.skip("needs a GPU with TF32")
+    found = {}
+    for rounded in (False, True):
+        torch.manual_seed(1)
+        model = VAE(hidden_dims=(48,), latent_dim=6)
+        built = make_engine(
+            model, strokes, Objective(), 64, 1e-3, device, tf32=rounded, graph=graph
+        )
+        assert built.actual["tf32"] is rounded
+        order = torch.arange(len(strokes), device=device)
+        found[rounded] = float(built.engine.epoch(order, built.engine.no_noise(len(order))).recon)
+    assert found[True] != found[False]
+    assert found[True] == pytest.approx(found[False], rel=2e-3)
 
 
 def test_the_probe_measures() -> None:

@@ -17,7 +17,8 @@ MODULES = {
 FLOORS = [
     {"errors", "checks", "config", "schedule", "engine", "idx", "arrays", "files", "download"}
     | {"data", "strokes", "binarize", "model", "conv", "networks", "elbo", "machine", "trial"}
-    | {"processes", "history", "layout", "toolchain", "lock", "settings", "storage", "state"},
+    | {"processes", "history", "layout", "toolchain", "lock", "settings", "storage", "state"}
+    | {"streaming"},
     {"fast", "reference", "checkpoint", "divergence", "memory", "imported"},
     {"trainer", "loop", "evaluation", "resume"},
     {"pictures"},

@@ -139,6 +139,74 @@ def test_tables_and_plots_come_from_the_stored_results(results: Path, readme: Pa
     assert all(content.startswith(b"\x89PNG") for content in plots.values())
 
 
+def cuda_result() -> dict[str, Any]:
+    def part(rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        return {"seconds": 1.0, "error": None, "skipped": [], "rows": rows, **more}
+
+    def built(name: str, graph: int | bool, refused: str | None = None) -> dict[str, Any]:
+        return {"name": name, "refused": refused, "actual": {"graph": graph}}
+
+    def steady(name: str, value: float, noise: str = "ok") -> dict[str, Any]:
+        return {
+            "name": name, "microseconds_per_step": 1e6 / value,
+            "images_per_second": spread(value, noise), "ratio": ratio(value / 1000), "gain": None,
+        }  # fmt: skip
+
+    def whole(name: str, seconds: float, test_elbo: float) -> dict[str, Any]:
+        return {"name": name, "refused": None, "train_seconds": seconds, "test_elbo": test_elbo}
+
+    def at(name: str, batch: int, value: float) -> dict[str, Any]:
+        return {"name": name, "batch_size": batch, "refused": None, "images_per_second": value}
+
+    trained = [whole("eager, graph", seconds, -105.5) for seconds in (0.3, 0.5, 0.4)]
+    trained.append({"name": "eager", "refused": "failed: so it was"})
+    peers: list[dict[str, Any]] = [
+        {"name": "jax", "refused": None, "elbo": -150.0, "ratio": ratio(2.5),
+         "images_per_second": spread(5e5)},
+        {"name": "torch.compile(model)", "refused": "failed: it ended"},
+    ]  # fmt: skip
+    pays = [{"name": "eager, graph", "builds_on": "eager", "until": 128, "not_at": 2048}]
+    return {
+        "machine": {**ABOUT["machine"], "gpu": "Acme GPU"}, "images": 60_000, "batch_size": 128,
+        "epochs": 10, "samples": 4, "complete": False,
+        "parts": {
+            "build": part([built("eager", False), built("eager, graph", 64),
+                           built("triton", False, "there is none")]),
+            "rungs": part([steady("eager", 1000), steady("eager, graph", 9000, "not quoted")]),
+            "whole": part(trained),
+            "peers": {**part(peers), "error": "the peers broke"},
+            "batches": part([at("eager", 128, 1e6), at("eager, graph", 128, 4e6),
+                             at("eager, graph", 2048, 5e6)], pays=pays),
+        },
+    }  # fmt: skip
+
+
+def test_the_gpus_report_fills_its_table(results: Path, readme: Path) -> None:
+    (results / "cuda.json").write_text(json.dumps({**ABOUT, **cuda_result()}))
+    done = report("--results", results, "--readme", readme)
+    assert done.returncode == 0, done.stderr
+    text = readme.read_text()
+    lines = text[text.index("<!-- table:cuda -->") :].splitlines()
+    assert "| eager | 1000.0 | 1,000 (900 to 1,100; 6) | 1.00 (0.90 to 1.10) | – | – | – |" in lines
+    assert (
+        "| eager, graph (64 steps a replay) | too noisy to quote | too noisy to quote | too noisy "
+        "to quote | too noisy to quote | 0.400 s | -105.50 (3) |" in lines
+    )
+    assert "| triton | not timed: there is none | – | – | – | – | – |" in lines
+    assert "| jax | 500,000 | 2.50 (2.40 to 2.60) | -150.00 |" in lines
+    assert "| torch.compile(model) | not timed: failed: it ended | – | – |" in lines
+    assert "| eager, graph | 4,000,000 | 5,000,000 | up to 128, not at 2,048 |" in lines
+    assert "| eager | 1,000,000 | – | – |" in lines
+    (told,) = [line for line in lines if "Machine: " in line]
+    assert "Not all of it: peers: the peers broke; it was cut off. Machine: Acme GPU" in told
+
+
+def test_a_gpus_report_cut_off_at_once_still_makes_a_table(results: Path, readme: Path) -> None:
+    (results / "cuda.json").write_text(json.dumps({**ABOUT, **cuda_result(), "parts": {}}))
+    assert report("--results", results, "--readme", readme).returncode == 0
+    assert "it was cut off. Machine" in readme.read_text()
+
+
 def test_a_result_that_changes_makes_the_check_fail(results: Path, readme: Path) -> None:
     where = ("--results", results, "--readme", readme)
     report(*where)

@@ -115,6 +115,9 @@ class TrainConfig:
         True,
         "compile the fully connected network by a kernel written for it, in float32, on the CPU",
     )
+    tf32: bool = option(
+        False, "on CUDA, float32 products with factors of 10 bits; faster, not equal to float32"
+    )
     sparse: bool = option(
         True,
         "let the first layer leave out dark pixels where they are many; compiled, on the CPU",
@@ -124,6 +127,9 @@ class TrainConfig:
         "compute a Bernoulli likelihood and its gradient in one pass; compiled, on the CPU",
     )
     products: bool = option(True, "on the CPU, compute small convolutions as matrix products")
+    graph: bool = option(
+        True, "on CUDA, replay many steps at once from a graph, where that is measured to pay"
+    )
     flush_denormal: bool = option(True, "treat denormal numbers as zero on the CPU")
     out: str | None = option(
         None, "run folder to write (default: runs/WORKLOAD-TIME)", metavar="DIR"
@@ -174,6 +180,8 @@ class TrainConfig:
                 "--engine reference is plain eager float32: drop --compile and --amp, "
                 "or use --engine fast"
             )
+        if self.engine == "reference" and self.tf32:
+            raise InputError("--engine reference is plain eager float32: drop --tf32")
         self._check_kinds()
 
     def _check_kinds(self) -> None:
@@ -183,7 +191,7 @@ class TrainConfig:
         for name in ("data_dir", "out", "resume"):
             if getattr(self, name) is not None:
                 check_text(_flag(name), getattr(self, name))
-        kernels = ("native", "sparse", "fused_likelihood", "products")
+        kernels = ("native", "tf32", "sparse", "fused_likelihood", "products", "graph")
         for name in ("compile", *kernels, "flush_denormal", "plot", "quiet"):
             check_switch(_flag(name), getattr(self, name))
         if self.likelihood == "bernoulli" and self.sigma != 1:

@@ -36,6 +36,10 @@ class Engine(Protocol):
     def images(self) -> torch.Tensor:
         """What is trained on; may be overwritten in place between epochs."""
 
+    @property
+    def steps_at_once(self) -> int:
+        """Steps that it likes to be handed at once, or a multiple of them; any number will do."""
+
     def set_lr(self, lr: float) -> None:
         """Use this learning rate from the next step on."""
 

@@ -22,7 +22,8 @@ from vaebench.processes import Group
 from vaebench.schedule import lr_factor
 from vaebench.state import TrainState
 
-# How often the progress bar moves in an epoch; an engine is called once per move.
+# How often the progress bar moves in an epoch; an engine is called once per move. One that likes
+# to be handed more steps at once is called less often.
 MOVES_PER_EPOCH = 20
 
 
@@ -111,12 +112,12 @@ class Loop:
         if self.plan.sampler:
             self.plan.sampler.draw(epoch, self.engine.images)
         sums = []
-        for order, noise in numbers.epoch():
+        for order, noise in numbers.epoch(self.engine.steps_at_once):
             sums.append(self.engine.epoch(order, noise))
             bar.update(len(order))
         # Turning sums into floats waits for the device: only after it is the clock's reading true.
-        recon = sum(float(part.recon) for part in sums) / numbers.images
-        kl = sum(float(part.kl) for part in sums) / numbers.images
+        recon = sum(torch.stack([part.recon for part in sums]).tolist()) / numbers.images
+        kl = sum(torch.stack([part.kl for part in sums]).tolist()) / numbers.images
         seconds = time.perf_counter() - start
         self.history.seconds["train"] += seconds
         if not (math.isfinite(recon - kl) and is_finite(self.model)):
@@ -159,18 +160,24 @@ class Numbers:
         self.generators = {"training": self.generator}  # all there are: what a resume puts back
         self.before = self.generator.get_state()
 
-    def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, at_once: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Draw an epoch; give it in pieces of whole batches, so that a progress bar can move.
 
         Of several samples per image the noise is drawn piece by piece: k = 50 of an epoch's 60,000
         images would be 600 MB.
+
+        Args:
+            at_once: pieces are of a multiple of so many batches, the last one aside; but not of
+                several samples per image, since what is drawn must not depend on the engine.
         """
         self.before = self.generator.get_state()
         device = self.generator.device
         order = torch.randperm(self.images, generator=self.generator, device=device)
-        piece = math.ceil(self.steps / MOVES_PER_EPOCH) * self.batch_size
+        steps = math.ceil(self.steps / MOVES_PER_EPOCH)
+        piece = steps * self.batch_size
         if self.samples == 1:
             noise = self._draw(self.images)
+            piece = math.ceil(steps / at_once) * at_once * self.batch_size
             yield from zip(order.split(piece), noise.split(piece), strict=True)
         else:
             for part in order.split(piece):

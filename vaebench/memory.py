@@ -12,6 +12,7 @@ from vaebench.elbo import Objective, loss_terms
 from vaebench.errors import ResourceError
 from vaebench.fast.loader import to_unit
 from vaebench.model import as_vae, latent_size
+from vaebench.streaming import fits
 
 
 def ran_out(error: BaseException) -> bool:
@@ -50,7 +51,7 @@ def _advice(
     said = f"out of memory on {device}: a step of {batch_size} images does not fit"
     try:
         model.to(device)
-        resident = images.to(device)
+        resident = (images if fits(images, device) else images[:batch_size]).to(device)
         # The optimiser's two moments.
         moments = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
     except (RuntimeError, MemoryError) as error:

@@ -30,6 +30,8 @@ class ReferenceEngine:
         adam_eps: epsilon in Adam's denominator.
     """
 
+    steps_at_once = 1
+
     def __init__(
         self,
         model: nn.Module,

@@ -18,7 +18,11 @@ LARGEST_JSON = 10**6  # bytes; ours are a few thousand
 # What may be given anew with --resume, since the result of an epoch does not depend on it. Epochs:
 # one is the same whatever number follows, so a run may be made longer. The data's place: that
 # they are the same images is checked by their contents.
-MAY_DIFFER = ("epochs", "checkpoint_every", "data", "data_dir", "out", "plot", "quiet", "resume")
+# A graph replays the same steps, to the same bits.
+MAY_DIFFER = (
+    *("epochs", "checkpoint_every", "data", "data_dir", "out", "plot", "quiet", "resume"),
+    "graph",
+)
 
 
 def resumed(run: str, given: Mapping[str, Any]) -> TrainConfig:

@@ -27,6 +27,7 @@ from vaebench.model import as_vae, latent_size, likelihood_of
 from vaebench.processes import Group, count
 from vaebench.reference import ReferenceEngine
 from vaebench.state import TrainState
+from vaebench.streaming import fits
 from vaebench.trial import device_of, try_out, untouched
 
 
@@ -52,9 +53,11 @@ def fit(
     amp: str | None = None,
     engine: str = "fast",
     native: bool = True,
+    tf32: bool = False,
     sparse: bool = True,
     fused_likelihood: bool = True,
     products: bool = True,
+    graph: bool = True,
     flush_denormal: bool = True,
     test_images: Tensor | None = None,
     progress: bool = False,
@@ -66,7 +69,8 @@ def fit(
 
     Args:
         model: any module with ``encode(x) -> (mu, logvar)`` and ``decode(z) -> output``.
-        images: (N, ...) uint8, scaled to [0, 1], or floating; each epoch uses each once.
+        images: (N, ...) uint8, scaled to [0, 1], or floating; each epoch uses each once. They are
+            kept on the device, or on the host and streamed if they do not fit there.
         epochs: passes over the images.
         batch_size: images per step, at most N. A short last batch is trained on.
         lr: learning rate.
@@ -88,10 +92,12 @@ def fit(
         amp: None, ``"auto"`` (bf16 autocast where it is measured to pay) or ``"bf16"``.
         engine: ``"fast"``, or ``"reference"`` for plain eager PyTorch.
         native: compile a :class:`vaebench.VAE` by a kernel written for it; in float32, on the CPU.
+        tf32: on CUDA, multiply factors of 10 bits instead of float32's 23: faster, but not equal.
         sparse: let the first layer leave out dark pixels where they are many; compiled, on the CPU.
         fused_likelihood: compute a Bernoulli likelihood and its gradient in one pass; likewise.
         products: on the CPU, compute small convolutions as matrix products; their weights are
             then laid out channels last in memory.
+        graph: on CUDA, replay many steps at once from a CUDA graph, where that is measured to pay.
         flush_denormal: treat denormals as zero; on the CPU.
         test_images: evaluated after each epoch.
         progress: show a bar on stderr.
@@ -123,12 +129,16 @@ def fit(
     lr, seed = check_real("lr", lr), check_seed("seed", seed)
     adam_eps = check_real("adam_eps", adam_eps)
     _check_modes(amp, engine, compile)
+    if engine == "reference" and tf32 is True:
+        raise InputError("the reference engine is plain eager float32: drop tf32")
     _check_words(optimizer=optimizer, schedule=schedule, binarize=binarize)
     kernels: dict[str, Any] = {
         "native": native,
+        "tf32": tf32,
         "sparse": sparse,
         "fused_likelihood": fused_likelihood,
         "products": products,
+        "graph": graph,
     }
     for switch, value in {**kernels, "flush_denormal": flush_denormal}.items():
         check_switch(switch, value)
@@ -137,7 +147,9 @@ def fit(
     images, test_images = _check_data(images, test_images, aim, batch_size)
     device_of(model)
     _check_processes(count(), model, batch_size, engine)
-    sampler = Sampler(images, seed, target) if binarize == "dynamic" else None
+    # New pixels are drawn where the images are kept: what does not fit on the device, on the host.
+    home = target if count() > 1 or fits(images, target) else images.device
+    sampler = Sampler(images, seed, home) if binarize == "dynamic" else None
     if binarize != "none":
         images = binarized(images, binarize, TRAINING_PIXELS)
         test_images = None if test_images is None else binarized(test_images, binarize, TEST_PIXELS)

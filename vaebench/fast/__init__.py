@@ -1,17 +1,21 @@
 """The ladder of techniques; the only place where they are combined.
 
-One technique, one file, one word: ``loader`` (data resident on the device), ``adam`` and
-``adagrad`` (fused), ``precision`` (``amp``), ``compiled`` (``compile``), ``native`` (this package's
-own VAE by one kernel), ``sparse``, ``likelihood`` (``fused_likelihood``), ``products``
-(convolutions as matrix products), ``parallel`` (several processes), ``denormals``
-(``flush_denormal``, applied by the trainer, since it is a setting of threads). To remove one,
-delete its file and its line here. ``payoff`` measures whether compiling pays.
+One technique, one file, one word: ``loader`` (data resident on the device), ``stream`` (data that
+does not fit there), ``adam`` and ``adagrad`` (fused), ``precision`` (``amp``), ``tf32``,
+``compiled`` (``compile``), ``native`` (this package's own VAE by one kernel), ``graph`` (many steps
+replayed at once), ``sparse``, ``likelihood`` (``fused_likelihood``), ``products`` (convolutions as
+matrix products), ``parallel`` (several processes), ``denormals`` (``flush_denormal``, applied by
+the trainer, since it is a setting of threads). To remove one, delete its file and its lines here.
+``payoff`` measures whether compiling pays; ``selfcheck`` tries an engine beside the plain one
+before it is used.
 """
 
 import contextlib
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -21,17 +25,22 @@ from vaebench.elbo import Objective
 from vaebench.fast.adagrad import AdagradState
 from vaebench.fast.adam import AdamState
 from vaebench.fast.compiled import CompiledStep
+from vaebench.fast.graph import CaptureError, GraphEngine, capture_for, step_seconds
 from vaebench.fast.likelihood import with_fused_likelihood
 from vaebench.fast.loader import gather, to_unit
 from vaebench.fast.native import NativeEngine, layers_of, takes
 from vaebench.fast.parallel import ParallelEngine, ParallelStep, exchange
 from vaebench.fast.payoff import race
-from vaebench.fast.precision import Precision, choose
+from vaebench.fast.precision import Precision, by_steps, choose
 from vaebench.fast.products import lay_out, with_products
+from vaebench.fast.selfcheck import disagreement
 from vaebench.fast.sparse import darkness, lay_out_by_columns, with_sparse_input
 from vaebench.fast.step import Optimizer, Step, StepEngine, alone, make_step
+from vaebench.fast.stream import StreamEngine
+from vaebench.fast.tf32 import applies, with_tf32
 from vaebench.model import VAE, latent_size
 from vaebench.processes import Group
+from vaebench.streaming import explained, fits
 from vaebench.toolchain import CompileError
 from vaebench.trial import reached
 
@@ -39,9 +48,10 @@ from vaebench.trial import reached
 class Built(NamedTuple):
     """A warmed-up engine and what it really is, against what was asked for.
 
-    ``actual`` holds ``compile``, ``native``, ``sparse`` and ``fused_likelihood`` (bool) and ``amp``
-    (``"bf16"`` or ``"float32"``); ``notes`` one line for each request that could not be met, or was
-    decided by measurement.
+    ``actual`` holds ``compile``, ``native``, ``sparse``, ``fused_likelihood`` and ``tf32`` (bool),
+    ``amp`` (``"bf16"`` or ``"float32"``), ``graph`` (the steps per replay, or False) and
+    ``data_on`` (``"device"`` or ``"host, streamed"``); ``notes`` one line for each request that
+    could not be met, or was decided by measurement.
     """
 
     engine: StepEngine
@@ -60,14 +70,19 @@ def make_engine(
     compile: bool = False,
     amp: str | None = None,
     native: bool = True,
+    tf32: bool = False,
     sparse: bool = True,
     fused_likelihood: bool = True,
     products: bool = True,
+    graph: bool = True,
     optimizer: str = "adam",
     adam_eps: float = 1e-8,
     group: Group | None = None,
 ) -> Built:
     """Put model and images on the device and build the fast engine for them, warmed up.
+
+    Images that the device's memory does not hold stay on the host and are streamed, unless several
+    processes train together.
 
     Args:
         model: with ``encode`` and ``decode``; trained in place, every parameter that wants a
@@ -82,25 +97,35 @@ def make_engine(
         amp: None, ``"auto"`` or ``"bf16"``; see :mod:`vaebench.fast.precision`.
         native: compile this package's own fully connected VAE by a kernel written for it, in
             float32, on the CPU; see :mod:`vaebench.fast.native`.
+        tf32: round the factors of float32 products; on CUDA; see :mod:`vaebench.fast.tf32`.
         products: compute convolutions as matrix products, where that pays: on the CPU in float32.
             Their weights are then laid out channels last.
         sparse: let the first layer leave out dark pixels where they are many; compiled, in
             float32, on the CPU; see :mod:`vaebench.fast.sparse`.
         fused_likelihood: compute a Bernoulli likelihood and its gradient in one pass; compiled, on
             the CPU; see :mod:`vaebench.fast.likelihood`.
+        graph: replay many steps at once, where that pays; on CUDA, in one process; see
+            :mod:`vaebench.fast.graph`.
         optimizer: ``"adam"`` or ``"adagrad"``.
         adam_eps: epsilon in Adam's denominator.
         group: the processes that train together, each with all of the images; None: this one.
     """
     model.to(device)
-    images = images.to(device)
-    latent_dim = latent_size(model, to_unit(images[:1]))
-    precision = choose(amp, device)
+    resident = group is not None or fits(images, device)
+    images = images.to(device) if resident else images
+    shown = to_unit(images[:2].to(device))
+    rounded = tf32 and applies(device)
+    some = images if resident else images[: 16 * batch_size].to(device)
+    precision = _precision(amp, model, some, objective, batch_size, rounded=rounded, graph=graph)
     if group:  # one decision, by one measurement
         bf16 = group.first_says(float(precision.dtype is not None))
         precision = Precision(torch.bfloat16 if bf16 else None, precision.reason)
     notes = [f"--amp: {precision.reason}"] if amp else []
-    by_hand = compile and native and optimizer == "adam" and not group
+    if not resident:
+        notes.append(explained(images, device))
+    if tf32 and not rounded:
+        notes.append(f"--tf32: {device} has no such products; trained in {precision.name}")
+    by_hand = compile and native and optimizer == "adam" and resident and not group
     by_hand = by_hand and precision.dtype is None and takes(model, images, objective)
     network, light, aim = model, None, objective
     if by_hand:
@@ -110,7 +135,7 @@ def make_engine(
     elif compile:
         with contextlib.suppress(CompileError):  # compiling the step will say so
             if sparse and precision.dtype is None:
-                network, light = with_sparse_input(model, images, to_unit(images[:2]))
+                network, light = with_sparse_input(model, images, shown)
             if fused_likelihood:
                 aim = with_fused_likelihood(objective, device)
     # Elsewhere, and under autocast, a library's own convolutions are the faster or finer ones.
@@ -119,45 +144,141 @@ def make_engine(
     if count:
         notes.append(f"--products: {count} convolutions as matrix products")
     # After both: what the optimiser remembers is laid out in memory as the parameters are.
-    params = reached(model, objective, to_unit(images[:2]), latent_dim)
+    latent_dim = latent_size(model, shown[:1])
+    params = reached(model, objective, shown, latent_dim)
     state: Optimizer = AdamState.of(params, lr, adam_eps)
     if optimizer == "adagrad":
         state = AdagradState.of(params, lr)
-
-    def idle() -> None:
-        state.update(exchange(tuple(torch.zeros_like(p) for p in params), 0))
-
-    words = (state, batch_size, latent_dim, objective.samples)
-
-    def engine(network: nn.Module, step: Step) -> StepEngine:
-        if count:
-            step = with_products(step, network)
-        if group is None:
-            return StepEngine(network, images, step, *words)
-        return ParallelEngine(group, network, images, ParallelStep(step, idle, group), *words)
-
-    def step(network: nn.Module, aim: Objective) -> Step:
-        passed_on = exchange if group else alone
-        return make_step(network, aim, state, gather, precision.dtype, passed_on)
-
-    def compiled() -> StepEngine:
-        if by_hand:
-            ours = cast(VAE, model)
-            return NativeEngine(objective, light is not None, ours, images, eager.step, *words)
-        part = group.share(batch_size) if group else slice(0, batch_size)
-        return engine(network, CompiledStep(step(network, aim), part.stop - part.start))
-
-    eager = engine(model, step(model, objective))
+    make = _Maker(
+        images, device, batch_size, latent_dim, objective.samples, state, precision.dtype,
+        bool(count), rounded, resident, group,
+    )  # fmt: skip
+    eager = make.engine(model, objective)
     fused = aim is not objective
     kernels = {"native": by_hand, "sparse": light is not None, "fused_likelihood": fused}
+    common = {"amp": precision.name, "tf32": rounded}
+    common["data_on"] = "device" if resident else "host, streamed"
+    capturable = graph and group is None and resident
     if compile:
+        compiled = partial(make.engine, network, aim, compile=True)
+        if by_hand:
+            ours = cast(VAE, model)
+            compiled = partial(make.native, ours, objective, eager.step, sparse=light is not None)
         paying = _paying(compiled, eager, notes, alone=group is None)
         if paying:
             notes += [light] if light else []
-            return Built(paying, {"compile": True, "amp": precision.name, **kernels}, notes)
+            actual = {"compile": True, **common, **kernels}
+            return _captured(paying, actual, notes, wanted=capturable)
     eager.warm_up()
-    unused = dict.fromkeys(kernels, False)
-    return Built(eager, {"compile": False, "amp": precision.name, **unused}, notes)
+    actual = {"compile": False, **common, **dict.fromkeys(kernels, False)}
+    return _captured(eager, actual, notes, wanted=capturable)
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes engines that train one model: all update it by one state."""
+
+    images: Tensor
+    device: torch.device
+    batch_size: int
+    latent_dim: int
+    samples: int
+    state: Optimizer
+    autocast: torch.dtype | None
+    products: bool
+    tf32: bool
+    resident: bool
+    group: Group | None
+
+    @property
+    def words(self) -> tuple[Any, ...]:
+        """What every engine is given."""
+        return self.state, self.batch_size, self.latent_dim, self.samples
+
+    def engine(self, network: nn.Module, aim: Objective, *, compile: bool = False) -> StepEngine:
+        """Make an engine of PyTorch's operators, eager or compiled."""
+        group = self.group
+        passed_on = exchange if group else alone
+        step = make_step(network, aim, self.state, gather, self.autocast, passed_on)
+        if compile:
+            part = group.share(self.batch_size) if group else slice(0, self.batch_size)
+            step = CompiledStep(step, part.stop - part.start)
+        if self.products:
+            step = with_products(step, network)
+        if self.tf32:
+            step = with_tf32(step)
+        if not self.resident:
+            return StreamEngine(self.device, network, self.images, step, *self.words)
+        if group is None:
+            return StepEngine(network, self.images, step, *self.words)
+        mine = ParallelStep(step, self.idle, group)
+        return ParallelEngine(group, network, self.images, mine, *self.words)
+
+    def native(self, model: VAE, aim: Objective, twin: Step, *, sparse: bool) -> StepEngine:
+        """Make the engine of the native kernel."""
+        return NativeEngine(aim, sparse, model, self.images, twin, *self.words)
+
+    def idle(self) -> None:
+        """Take part in an exchange of gradients with no images."""
+        nothing = tuple(torch.zeros_like(p) for p in self.state.params)
+        self.state.update(exchange(nothing, 0))
+
+
+def _precision(
+    amp: str | None,
+    model: nn.Module,
+    images: Tensor,
+    objective: Objective,
+    batch_size: int,
+    *,
+    rounded: bool,
+    graph: bool,
+) -> Precision:
+    """Decide on a precision: on a GPU by whole steps, eager, replayed from a graph if wanted.
+
+    Compiled they would be faster, but to compile both takes longer than it could ever save.
+    """
+    device = images.device
+    if amp != "auto" or device.type == "cpu" or batch_size > len(images):
+        return choose(amp, device)
+    latent_dim = latent_size(model, to_unit(images[:1]))
+    params = reached(model, objective, to_unit(images[:2]), latent_dim)
+
+    def seconds(dtype: torch.dtype | None) -> float:
+        state = AdamState.of(params, 0.0)
+        step = make_step(model, objective, state, gather, dtype)
+        words = (state, batch_size, latent_dim, objective.samples)
+        engine = StepEngine(model, images, with_tf32(step) if rounded else step, *words)
+        return step_seconds(engine, capture_for(device) if graph else None)
+
+    return by_steps(seconds)
+
+
+def _captured(
+    plain: StepEngine, actual: dict[str, Any], notes: list[str], *, wanted: bool
+) -> Built:
+    """Replay a warmed-up engine's steps from a graph, where that can be, pays, and agrees."""
+    actual["graph"] = False
+    capture = capture_for(plain.device) if wanted else None
+    if capture is None:
+        return Built(plain, actual, notes)
+    replayed = GraphEngine(plain, capture)
+    try:
+        replayed.warm_up()
+    except CaptureError as error:
+        warnings.warn(f"{error}; training without a graph", stacklevel=3)
+        notes.append(f"--graph: {error}; trained without")
+        return Built(plain, actual, notes)
+    wrong = disagreement(replayed, plain, replayed.pieces)
+    if wrong:
+        warnings.warn(f"replayed steps go wrong ({wrong}); training without a graph", stacklevel=3)
+        notes.append(f"--graph: replayed steps went wrong ({wrong}); trained without")
+        return Built(plain, actual, notes)
+    notes.append(replayed.note())
+    if not replayed.pays:
+        return Built(plain, actual, notes)
+    actual["graph"] = replayed.steps_at_once
+    return Built(replayed, actual, notes)
 
 
 def _paying(

@@ -11,6 +11,7 @@ training of the same kind in one process compiles nothing.
 
 import contextlib
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -127,6 +128,9 @@ def _compiler_settings() -> Iterator[None]:
     import torch._functorch.config
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        # Advice that is not for the user: TF32 is an option of ours, and float32 means float32.
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
         for module, changes in (
             (torch._dynamo.config, {"trace_autograd_ops": True, "recompile_limit": MAX_VARIANTS}),
             (torch._functorch.config, {"backward_pass_autocast": "off"}),

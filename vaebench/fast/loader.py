@@ -13,6 +13,7 @@ from torch import Tensor
 from vaebench.checks import check_count, check_seed, check_switch
 from vaebench.errors import InputError
 from vaebench.machine import resolve_device
+from vaebench.streaming import HostImages, fits
 
 
 def to_unit(x: Tensor) -> Tensor:
@@ -38,7 +39,8 @@ class DeviceLoader:
         shuffle: a new order every epoch.
         drop_last: leave out a short last batch; by default it is kept.
         seed: of the order. Two loaders of one seed give the same order, epoch by epoch.
-        device: where everything is kept and yielded; default: where ``images`` is.
+        device: where everything is kept and yielded; default: where ``images`` is. Images that its
+            memory does not hold stay on the host and are streamed; ``data_on`` says which.
 
     Raises:
         InputError: tensors that cannot be, or sizes that do not fit one another.
@@ -71,7 +73,10 @@ class DeviceLoader:
                     "long as each other"
                 )
         self.device = images.device if device is None else resolve_device(device)
-        self.images = images.to(self.device)
+        resident = fits(images, self.device)
+        self.data_on = "device" if resident else "host, streamed"
+        self.images = images.to(self.device) if resident else images
+        self.source = None if resident else HostImages(images, self.device, batch_size)
         self.others = tuple(other.to(self.device) for other in others)
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -84,12 +89,26 @@ class DeviceLoader:
         return full if self.drop_last or not rest else full + 1
 
     def __iter__(self) -> Iterator[Tensor | tuple[Tensor, ...]]:
-        for index in self.order().split(self.batch_size)[: len(self)]:
-            x = gather(self.images, index)
+        for index, x in self._batches():
             if self.others:
                 yield (x, *(other.index_select(0, index) for other in self.others))
             else:
                 yield x
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give an epoch's batches: their indices, and their images as they are yielded."""
+        order = self.order()
+        if self.drop_last:
+            order = order[: len(self) * self.batch_size]
+        if self.source is None:
+            for index in order.split(self.batch_size):
+                yield index, gather(self.images, index)
+            return
+        indices = iter(order.split(self.batch_size))
+        for images, count in self.source.chunks(order):
+            for batch in images[:count].split(self.batch_size):
+                x = to_unit(batch)
+                yield next(indices), x.clone() if x is batch else x  # the buffer is used again
 
     def order(self) -> Tensor:
         """Draw the next epoch's order: (N,) int64 on the device."""

@@ -2,11 +2,14 @@
 
 Only bfloat16 is offered. float16 needs a loss scaler, and its largest number is passed by
 exp(logvar) at logvar = 11. A processor that lists bfloat16 instructions need not gain from them,
-and one without them emulates: there autocast is slower than float32, often by much.
+and one without them emulates: there autocast is slower than float32, often by much. A GPU
+multiplies bfloat16 many times faster, and may gain nothing: small products take a kernel's least
+time, and autocast adds kernels that convert. There whole steps are compared.
 """
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +19,8 @@ from vaebench.machine import synchronize
 # Casting weights and activations costs two passes over them, so a product that is only just
 # faster does not pay for itself.
 WORTHWHILE = 1.2
+# Of whole steps, the conversions included: more than two runs of the same code may differ.
+WORTHWHILE_STEP = 1.05
 # One matrix product of the default workload's largest layer.
 PROBE_SHAPE = (128, 784, 400)
 MIN_TURNS, MAX_TURNS = 4, 200
@@ -43,6 +48,15 @@ def choose(requested: str | None, device: torch.device) -> Precision:
     gain = bf16_gain(device)
     words = f"a bf16 matrix product runs at {gain:.2g}x float32's speed on this {device.type}"
     if gain >= WORTHWHILE:
+        return Precision(torch.bfloat16, words)
+    return Precision(None, f"{words}: training in float32 (--amp bf16 forces bf16)")
+
+
+def by_steps(seconds: Callable[[torch.dtype | None], float]) -> Precision:
+    """Decide by a training step's time in float32 (None) and under bfloat16 autocast."""
+    gain = seconds(None) / seconds(torch.bfloat16)
+    words = f"a bf16 step runs at {gain:.2g}x a float32 step's speed on this GPU"
+    if gain >= WORTHWHILE_STEP:
         return Precision(torch.bfloat16, words)
     return Precision(None, f"{words}: training in float32 (--amp bf16 forces bf16)")
 

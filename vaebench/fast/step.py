@@ -108,6 +108,11 @@ class StepEngine:
         self.samples = samples
         self.device = images.device
 
+    @property
+    def steps_at_once(self) -> int:
+        """Steps are run one by one."""
+        return 1
+
     def set_lr(self, lr: float) -> None:
         """Use this learning rate from the next step on."""
         self.optimizer.lr.fill_(lr)
