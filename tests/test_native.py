@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vaebench import VAE, InputError, fit
+from vaebench import VAE, InputError, fast, fit
 from vaebench.elbo import Objective
 from vaebench.fast import make_engine
 from vaebench.fast.adam import AdamState
-from vaebench.fast.native import NativeEngine, takes
+from vaebench.fast.native import NativeEngine, takes, takes_halves
 from vaebench.fast.step import StepEngine
 
 CPU = torch.device("cpu")
@@ -103,8 +103,40 @@ def test_equals_the_eager_step(case: str, dtype: torch.dtype, sparse: bool) -> N
     torch.testing.assert_close(plain, true, rtol=1e-5, atol=1e-6)
 
 
-def test_what_threads_do_does_not_matter() -> None:
+@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
+@pytest.mark.parametrize("case", CASES)
+def test_halves_are_as_near_as_autocast(case: str, sparse: bool) -> None:
+    if not takes_halves():
+        pytest.skip("this processor does not multiply bfloat16")
+    make, aim, batch, count = CASES[case]
+    torch.manual_seed(2)
+    model = make()
+    images = _images(310, model.image_shape, 0.1, torch.uint8)
+    words: dict[str, Any] = {"amp": "bf16"}
+    eager = make_engine(copy.deepcopy(model), images, aim, batch, 1e-3, CPU, **words).engine
+    exact_model = copy.deepcopy(model).double()
+    exact = make_engine(exact_model, images.double() / 255, aim, batch, 1e-3, CPU).engine
+    native = _native(model, images, aim, batch, sparse=sparse, **words)
+    assert native.halves
+    count = min(count, batch)  # one step: what follows is of other weights
+    (got, ours), (plain, theirs), (true, truth) = (
+        _trained(engine, count) for engine in (native, eager, exact)
+    )
+    torch.testing.assert_close(got, true, rtol=2e-3, atol=1e-6)
+    assert (got - true).norm() <= 3 * (plain - true).norm() + 2e-4 * true.norm()
+    moments = slice(len(list(model.parameters())), None)
+    for i, (a, b, t) in enumerate(zip(ours[moments], theirs[moments], truth[moments], strict=True)):
+        near = 3 * (b - t).square().mean().sqrt() + 1e-4 * t.square().mean().sqrt()
+        assert (a - t).square().mean().sqrt() <= near + 1e-9, i
+    # They are halves: float32 would be nearer by far.
+    assert (got[0] - true[0]).abs() > 1e-7 * true[0].abs()
+
+
+@pytest.mark.parametrize("amp", [None, "bf16"])
+def test_what_threads_do_does_not_matter(amp: str | None) -> None:
     """The same bits, run by run and thread by thread; batches of one block and of several."""
+    if amp and not takes_halves():
+        pytest.skip("this processor does not multiply bfloat16")
     images = _images(500, (28, 28), 0.2, torch.uint8)
     threads = torch.get_num_threads()
     try:
@@ -112,7 +144,7 @@ def test_what_threads_do_does_not_matter() -> None:
         for count in (1, 2, 3, 2):
             torch.set_num_threads(count)
             torch.manual_seed(3)
-            engine = _native(VAE(), images, Objective(), 200)
+            engine = _native(VAE(), images, Objective(), 200, amp=amp)
             found.append(_trained(engine, 500))
     finally:
         torch.set_num_threads(threads)
@@ -264,7 +296,7 @@ def test_other_objectives_are_left_to_the_compiler(aim: Objective) -> None:
     assert not takes(VAE((6, 6), (16,), 2), _images(4, (6, 6), 0.3, torch.uint8), aim)
 
 
-@pytest.mark.parametrize("words", [{"native": False}, {"optimizer": "adagrad"}, {"amp": "bf16"}])
+@pytest.mark.parametrize("words", [{"native": False}, {"optimizer": "adagrad"}])
 def test_other_settings_are_left_to_the_compiler(words: dict[str, Any]) -> None:
     images = _images(20, (6, 6), 0.3, torch.uint8)
     assert not isinstance(
@@ -272,7 +304,16 @@ def test_other_settings_are_left_to_the_compiler(words: dict[str, Any]) -> None:
     )
 
 
-def test_half_floats_are_left_to_the_compiler() -> None:
+def test_halves_without_their_instructions_are_left_to_the_compiler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fast, "takes_halves", lambda: False)
+    images = _images(20, (6, 6), 0.3, torch.uint8)
+    engine = _engine(VAE((6, 6), (16,), 2), images, Objective(), 20, amp="bf16")
+    assert not isinstance(engine, NativeEngine)
+
+
+def test_images_of_other_types_are_left_to_the_compiler() -> None:
     images = _images(4, (6, 6), 0.3, torch.float64)
     assert not takes(VAE((6, 6), (16,), 2), images, Objective())
 

@@ -113,7 +113,7 @@ class TrainConfig:
     )
     native: bool = option(
         True,
-        "compile the fully connected network by a kernel written for it, in float32, on the CPU",
+        "compile the fully connected network by a kernel written for it; on the CPU",
     )
     tf32: bool = option(
         False, "on CUDA, float32 products with factors of 10 bits; faster, not equal to float32"

@@ -91,7 +91,7 @@ def fit(
         compile: compile the whole step. Where that is impossible, warn and train eagerly.
         amp: None, ``"auto"`` (bf16 autocast where it is measured to pay) or ``"bf16"``.
         engine: ``"fast"``, or ``"reference"`` for plain eager PyTorch.
-        native: compile a :class:`vaebench.VAE` by a kernel written for it; in float32, on the CPU.
+        native: compile a :class:`vaebench.VAE` by a kernel written for it; on the CPU.
         tf32: on CUDA, multiply factors of 10 bits instead of float32's 23: faster, but not equal.
         sparse: let the first layer leave out dark pixels where they are many; compiled, on the CPU.
         fused_likelihood: compute a Bernoulli likelihood and its gradient in one pass; likewise.

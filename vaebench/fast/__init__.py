@@ -28,7 +28,7 @@ from vaebench.fast.compiled import CompiledStep
 from vaebench.fast.graph import CaptureError, GraphEngine, capture_for, step_seconds
 from vaebench.fast.likelihood import with_fused_likelihood
 from vaebench.fast.loader import gather, to_unit
-from vaebench.fast.native import NativeEngine, layers_of, takes
+from vaebench.fast.native import NativeEngine, layers_of, takes, takes_halves
 from vaebench.fast.parallel import ParallelEngine, ParallelStep, exchange
 from vaebench.fast.payoff import race
 from vaebench.fast.precision import Precision, by_steps, choose
@@ -95,8 +95,8 @@ def make_engine(
         compile: compile the step. If that cannot be done the engine runs eagerly, with a warning
             and a note; with a note alone if compiled steps are measured to be slower.
         amp: None, ``"auto"`` or ``"bf16"``; see :mod:`vaebench.fast.precision`.
-        native: compile this package's own fully connected VAE by a kernel written for it, in
-            float32, on the CPU; see :mod:`vaebench.fast.native`.
+        native: compile this package's own fully connected VAE by a kernel written for it; on the
+            CPU; see :mod:`vaebench.fast.native`.
         tf32: round the factors of float32 products; on CUDA; see :mod:`vaebench.fast.tf32`.
         products: compute convolutions as matrix products, where that pays: on the CPU in float32.
             Their weights are then laid out channels last.
@@ -126,7 +126,8 @@ def make_engine(
     if tf32 and not rounded:
         notes.append(f"--tf32: {device} has no such products; trained in {precision.name}")
     by_hand = compile and native and optimizer == "adam" and resident and not group
-    by_hand = by_hand and precision.dtype is None and takes(model, images, objective)
+    by_hand = by_hand and takes(model, images, objective)
+    by_hand = by_hand and (precision.dtype is None or takes_halves())
     network, light, aim = model, None, objective
     if by_hand:
         light = darkness(images) if sparse else None
@@ -216,7 +217,8 @@ class _Maker:
 
     def native(self, model: VAE, aim: Objective, twin: Step, *, sparse: bool) -> StepEngine:
         """Make the engine of the native kernel."""
-        return NativeEngine(aim, sparse, model, self.images, twin, *self.words)
+        halves = self.autocast is not None
+        return NativeEngine(aim, sparse, halves, model, self.images, twin, *self.words)
 
     def idle(self) -> None:
         """Take part in an exchange of gradients with no images."""

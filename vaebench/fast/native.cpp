@@ -17,6 +17,7 @@ struct Net {
   long pixels, latent, encoders, decoders;  // sizes, and numbers of hidden layers
   Layer* layers;                            // encoders, mu, logvar, decoders, output
   long activation, likelihood, sparse;
+  long halves;  // bfloat16 factors in the output layer's products
   double leak, sigma, beta, adam_eps;
   float* step;  // Adam's count
   const float* lr;
@@ -125,12 +126,14 @@ struct Tile {
   float* operator()(long m, long n) { return numbers + (m * N + n) * LANES; }
 };
 
-// a (rows, depth), any strides, times b (depth, vectors), rows bk apart.
+// a (rows, depth), any strides, times b (depth, vectors), rows bk apart; numbers, or pairs of
+// halves.
 struct Factors {
   const float* a;
   long am, ak;
   const float* b;
   long bk, depth;
+  bool pairs = false;
 };
 
 // Memory that is wanted soon, in several streams alike: fetched line by line in between products.
@@ -146,7 +149,7 @@ struct Soon {
   }
 };
 
-template <int HEIGHT, int WIDTH>
+template <bool PAIRS, int HEIGHT, int WIDTH>
 void multiply(const Factors& f, Tile& tile, bool add, Soon& soon) {
   vec sum[HEIGHT][WIDTH];
   for (int m = 0; m < HEIGHT; m++)
@@ -155,10 +158,14 @@ void multiply(const Factors& f, Tile& tile, bool add, Soon& soon) {
   const auto next = [&] {
     vec right[WIDTH];
     for (int n = 0; n < WIDTH; n++) right[n] = at(b + n * LANES);
-    for (int m = 0; m < HEIGHT; m++) {
-      const vec left = all(a[m * f.am]);
-      for (int n = 0; n < WIDTH; n++) sum[m][n] += left * right[n];
-    }
+    for (int m = 0; m < HEIGHT; m++)
+      if constexpr (PAIRS) {
+        const pair left = *(const pair*)(a + m * f.am);
+        for (int n = 0; n < WIDTH; n++) sum[m][n] = add_pairs(sum[m][n], left, (ivec)right[n]);
+      } else {
+        const vec left = all(a[m * f.am]);
+        for (int n = 0; n < WIDTH; n++) sum[m][n] += left * right[n];
+      }
     a += f.ak, b += f.bk;
   };
   long k = 0;
@@ -171,23 +178,31 @@ void multiply(const Factors& f, Tile& tile, bool add, Soon& soon) {
     for (int n = 0; n < WIDTH; n++) at(tile(m, n)) = sum[m][n];
 }
 
-// tile = a b, or has it added.
+template <bool PAIRS>
 void multiply(const Factors& f, Tile& tile, bool add, Soon& soon) {
   with_width(tile.vectors, [&](auto w) {
     constexpr int V = least(decltype(w)::vectors, N);
     switch (tile.rows) {
-      case 1: return multiply<1, V>(f, tile, add, soon);
-      case 2: return multiply<2, V>(f, tile, add, soon);
-      case 3: return multiply<3, V>(f, tile, add, soon);
-      case 4: return multiply<4, V>(f, tile, add, soon);
-      case 5: return multiply<5, V>(f, tile, add, soon);
-      default: return multiply<M, V>(f, tile, add, soon);
+      case 1: return multiply<PAIRS, 1, V>(f, tile, add, soon);
+      case 2: return multiply<PAIRS, 2, V>(f, tile, add, soon);
+      case 3: return multiply<PAIRS, 3, V>(f, tile, add, soon);
+      case 4: return multiply<PAIRS, 4, V>(f, tile, add, soon);
+      case 5: return multiply<PAIRS, 5, V>(f, tile, add, soon);
+      default: return multiply<PAIRS, M, V>(f, tile, add, soon);
     }
   });
 }
 
-// A product of (rows, vectors), or the sum of several, tile by tile: `finish` takes each, `begin`
-// is told of it before. For all threads of a team; they do not wait for each other at the end.
+// tile = a b, or has it added.
+void multiply(const Factors& f, Tile& tile, bool add, Soon& soon) {
+  if constexpr (HALVES)
+    if (f.pairs) return multiply<true>(f, tile, add, soon);
+  multiply<false>(f, tile, add, soon);
+}
+
+// A product of (rows, vectors), or the sum of several, tile by tile: `finish` takes each; `next`
+// names memory that the tiles from a row on will want. For all threads of a team; they do not wait
+// for each other at the end. A thread has the same rows every time: they are in its own cache.
 template <class Next, class Finish>
 void product(long rows, long vectors, std::initializer_list<Factors> terms, Next next,
              Finish finish) {
@@ -236,6 +251,7 @@ struct Steps {
   Values input, z;  // input: of a dense first layer, and the loss's slope by the output
   Values hidden[MOST_HIDDEN];
   float *mu, *logvar, *deviation, *eps;  // (latent, stride)
+  Halves halves;                         // of the output layer
   float* first_slope;                    // (BLOCK, width): by the sparse first layer's values
   float* grads;                  // of steps of several blocks, layer by layer: weights, biases
   Bernoulli* recon;              // of a row of tiles of the output
@@ -251,6 +267,7 @@ struct Steps {
     for (long i = 0; i < hiddens(); i++) hidden[i] = take_values(layer(i).out, true);
     mu = take(net.latent * stride), logvar = take(net.latent * stride);
     deviation = take(net.latent * stride), eps = take(net.latent * stride);
+    if (net.halves) halves = take_halves();
     first_slope = take(net.sparse ? BLOCK * hidden[0].width : 0);
     grads = take(batch > BLOCK ? grads_before(net.layers + hiddens() + 3) : 0);
     recon = (Bernoulli*)take(output_rows() * (sizeof(Bernoulli) / sizeof(float)));
@@ -268,6 +285,15 @@ struct Steps {
     const long width = rounded_up(out, LANES);
     float* features = take(out * stride);
     return {features, take(images ? BLOCK * width : 0), width};
+  }
+
+  Halves take_halves() {
+    const Layer& layer = output();
+    const long width = rounded_up(layer.in, LANES), pairs = parts(layer.out, 2);
+    float *rows = take(layer.out * width / 2), *across = take(pairs * width);
+    float *features = take(parts(layer.in, 2) * stride), *images = take(BLOCK / 2 * width);
+    float *slope_rows = take(layer.out * stride / 2), *slope_pairs = take(pairs * stride);
+    return {rows, across, features, images, slope_rows, slope_pairs, width};
   }
 
   long hiddens() const { return net.encoders + net.decoders; }
@@ -345,7 +371,17 @@ struct Steps {
     return h > 0 ? all(1) : all(net.activation == RELU ? 0.0f : (float)net.leak);
   }
 
+  bool halved(const Layer& layer) const { return net.halves && &layer == &output(); }
+
   Factors forward_factors(const Layer& layer, const Values& from) const {
+    if (halved(layer))
+      return {halves.weight_rows,
+              halves.width / 2,
+              1,
+              halves.features,
+              stride,
+              parts(layer.in, 2),
+              true};
     return {layer.weight, layer.in, 1, from.features, stride, layer.in};
   }
 
@@ -358,8 +394,25 @@ struct Steps {
         for (long k = 0; k < least(LANES, out - first); k++)
           square[k] = at(values.features + (first + k) * stride + n * LANES);
         turn(square);
-        for (long i = 0; i < least(LANES, block.live(n)); i++)
-          at(images + (n * LANES + i) * values.width + first) = square[i];
+        const long live = least(LANES, block.live(n));
+        if (net.halves && &values == &hidden[hiddens() - 1])
+          for (long i = 0; i < live; i += 2)
+            pairs_at(halves.images + (n * LANES + i) / 2 * halves.width + first) =
+                paired(square[i], i + 1 < live ? square[i + 1] : vec{});
+        else
+          for (long i = 0; i < live; i++)
+            at(images + (n * LANES + i) * values.width + first) = square[i];
+      }
+  }
+
+  // Keep a tile of features (their places are in `from`) in pairs along them.
+  void keep_pairs(const Tile& tile, const float* from, long features, float* to) const {
+    for (long m = 0; m < tile.rows; m += 2)
+      for (long n = 0; n < tile.vectors; n++) {
+        const long feature = tile.row + m, vector = (tile.vector + n) * LANES;
+        const float* even = from + feature * stride + vector;
+        const vec odd = feature + 1 < features ? at(even + stride) : vec{};
+        pairs_at(to + feature / 2 * stride + vector) = paired(at(even), odd);
       }
   }
 
@@ -378,6 +431,8 @@ struct Steps {
       each(tile, [&](vec& x, long feature, long, long place) {
         at(to.features + place) = activated(x + layer.bias[feature]);
       });
+      if (net.halves && &to == &hidden[hiddens() - 1])
+        keep_pairs(tile, to.features, layer.out, halves.features);
     });
   }
 
@@ -466,14 +521,27 @@ struct Steps {
         }
         at(input.features + place) = kept(slope * block.share, live);
       });
+      if (net.halves) keep_slopes(tile);
       sums.count_exponent();
       if (tile.vector + tile.vectors == block.vectors) recon_sums[tile.row / M] = sums.value();
     });
   }
 
+  void keep_slopes(const Tile& tile) const {
+    keep_pairs(tile, input.features, output().out, halves.slope_pairs);
+    for (long m = 0; m < tile.rows; m++)
+      for (long n = 0; n < tile.vectors; n++) {
+        const long place = (tile.row + m) * stride + (tile.vector + n) * LANES;
+        store_row(halves.slope_rows + place / 2, at(input.features + place));
+      }
+  }
+
   // Backward
 
   Factors backward_factors(const Layer& layer, const float* slopes) const {
+    if (halved(layer))
+      return {halves.weight_pairs, 1,   halves.width, halves.slope_pairs, stride,
+              parts(layer.out, 2), true};
     return {layer.weight, 1, layer.in, slopes, stride, layer.out};
   }
 
@@ -523,7 +591,10 @@ struct Steps {
 
   void update(const Block& block, const Adam& adam, const Layer& layer, const float* slopes,
               const Values& from) {
-    const Factors gradient{slopes, stride, 1, from.images, from.width, block.images};
+    Factors gradient{slopes, stride, 1, from.images, from.width, block.images};
+    if (halved(layer))
+      gradient = {halves.slope_rows,      stride / 2, 1, halves.images, halves.width,
+                  parts(block.images, 2), true};
     const auto next = [&](long row) -> Soon {
       const long place = row * layer.in;
       return {{layer.weight + place, layer.weight_m + place, layer.weight_v + place},
@@ -537,8 +608,32 @@ struct Steps {
           take_gradient(block, adam, layer, (tile.row + m) * layer.in + column, at(tile(m, n)),
                         layer.in - column);
         }
+      if (halved(layer) && block.last) keep_weights(tile.row, tile.rows, tile.vector, tile.vectors);
     });
     update_bias(block, adam, layer, slopes);
+  }
+
+  // Keep some of the output layer's weights in pairs.
+  void keep_weights(long row, long rows, long vector, long vectors) const {
+    const Layer& layer = output();
+    for (long m = row; m < row + rows; m += 2)
+      for (long n = vector; n < vector + vectors; n++) {
+        const long column = n * LANES;
+        vec even, odd = {};
+        load<1>(&even, layer.weight + m * layer.in + column, layer.in - column);
+        store_row(halves.weight_rows + (m * halves.width + column) / 2, even);
+        if (m + 1 < layer.out) {
+          load<1>(&odd, layer.weight + (m + 1) * layer.in + column, layer.in - column);
+          store_row(halves.weight_rows + ((m + 1) * halves.width + column) / 2, odd);
+        }
+        pairs_at(halves.weight_pairs + m / 2 * halves.width + column) = paired(even, odd);
+      }
+  }
+
+  void keep_all_weights() const {
+#pragma omp for schedule(static)
+    for (long row = 0; row < output().out; row += M)
+      keep_weights(row, least(M, output().out - row), 0, halves.width / LANES);
   }
 
   void update_sparse(const Block& block, const Adam& adam, const Layer& layer) {
@@ -659,15 +754,18 @@ struct Steps {
            double* totals, int threads) {
     const double before = *net.step;
 #pragma omp parallel num_threads(threads)
-    for (long start = 0; start < images; start += batch) {
-      const long end = least(start + batch, images);
-      const Adam adam(net, before + start / batch + 1);
-      for (long first = start; first < end; first += BLOCK) {
-        const long count = least(BLOCK, end - first), past = first + count;
-        const Block block{count, parts(count, LANES), 1.0f / (end - start), first == start,
-                          past == end};
-        train(block, adam, data, index + first, least(BLOCK, images - past),
-              noise + first * net.latent, totals);
+    {
+      if (net.halves) keep_all_weights();
+      for (long start = 0; start < images; start += batch) {
+        const long end = least(start + batch, images);
+        const Adam adam(net, before + start / batch + 1);
+        for (long first = start; first < end; first += BLOCK) {
+          const long count = least(BLOCK, end - first), past = first + count;
+          const Block block{count, parts(count, LANES), 1.0f / (end - start), first == start,
+                            past == end};
+          train(block, adam, data, index + first, least(BLOCK, images - past),
+                noise + first * net.latent, totals);
+        }
       }
     }
     *net.step = before + parts(images, batch);
@@ -680,6 +778,9 @@ struct Steps {
 extern "C" long vaebench_native_space(const Net* net, long batch) {
   return Steps<float>(*net, batch, nullptr).taken;
 }
+
+// Whether this processor multiplies bfloat16 pairs.
+extern "C" long vaebench_native_halves() { return HALVES; }
 
 // Train a step on each `batch` of the images at `index`, on fewer at last; add recon and kl to
 // totals.
