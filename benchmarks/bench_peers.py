@@ -19,7 +19,7 @@ from benchmarks.peers import AGREES, PEERS
 from benchmarks.processes import Child, has_jax
 
 # A small run leaves out those that compile what another case compiles.
-LONG = ("vaebench", "torch.compile(model)")
+LONG = ("vaebench", "vaebench --amp", "torch.compile(model)")
 CASES = [pytest.param(p, marks=pytest.mark.full) if p in LONG else p for p in PEERS]
 
 Pairs = tuple[Child, float]

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "fast": TRAIN,
     "compile, cold": (*TRAIN, "--compile"),
     "compile, warm": (*TRAIN, "--compile"),
+    "compile, amp, warm": (*TRAIN, "--compile", "--amp"),
 }
 Run = dict[str, Any]
 
@@ -114,7 +115,7 @@ def run_all(
     with tempfile.TemporaryDirectory(prefix="vaebench-whole-") as name:
         folder = Path(name)
         names = words.commands or list(COMMANDS)
-        if "compile, warm" in names:
+        if any(name.endswith("warm") for name in names):
             fill = argparse.Namespace(**{**vars(words), "epochs": 1})
             run("compile, warm", fill, folder)  # off the record: it fills the cache
         for repeat, command in schedule(names, words.repeats):

@@ -22,7 +22,7 @@ def main() -> None:
     task = json.loads(sys.argv[1])
     torch.set_num_threads(available_cpus())
     # One thread for all of it: the switch for denormals is inherited by the threads it makes.
-    run_flushed(lambda: obey(task), flush=task["peer"] == "vaebench")
+    run_flushed(lambda: obey(task), flush=task["peer"].startswith("vaebench"))
 
 
 def obey(task: dict[str, Any]) -> None:

@@ -166,7 +166,8 @@ def peers(results: Results, name: str = "suite") -> str:
     images, n = found[0]["images"], found[0]["rounds"]
     return table(heads, rows) + source(
         result,
-        f"Medians of {n} rounds of {images:,} images, batch 128, float32, each contender in a "
+        f"Medians of {n} rounds of {images:,} images, batch 128, float32 (but for --amp, which "
+        "takes bfloat16 where that is measured to be faster), each contender in a "
         "process of its own and compiled before; vaebench trains the same images before every "
         "round, and ratios are taken round by round; rank intervals, "
         f"{found[0]['ratio']['level']:.1%}.",
@@ -227,6 +228,7 @@ COMMANDS = {
     "fast": "`vaebench.train`",
     "compile, cold": "`vaebench.train --compile`, cold",
     "compile, warm": "`vaebench.train --compile`, warm",
+    "compile, amp, warm": "`vaebench.train --compile --amp`, warm",
 }
 
 
