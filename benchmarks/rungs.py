@@ -24,7 +24,7 @@ BATCH, LEARNING_RATE, LATENT = 128, 1e-3, 20
 # Relative difference of the ELBO that the gate lets pass, by the precision that really ran.
 TOLERANCE = {"float32": 1e-3, "bf16": 2e-3}
 # A rung below this share of the reference's speed would cost minutes to measure and tell no more.
-HOPELESS = 0.5
+HOPELESS = 0.25
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-SOURCES = Path(__file__).parent / "fast"
+SOURCES = Path(__file__).parent / "fast"  # where they lie
 FLAGS = "-std=c++17 -O3 -fopenmp -shared -fPIC -ffp-contract=fast -fno-trapping-math".split()
 INSTALL = (
     "install one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; "
@@ -116,5 +116,11 @@ def _folder() -> Path:
     try:
         (folder / "vaebench").mkdir(parents=True, exist_ok=True)
         return folder / "vaebench"
-    except OSError:  # no home, or not to be written to: built anew in each process
-        return Path(tempfile.mkdtemp(prefix="vaebench-"))
+    except OSError:  # no home, or not to be written to
+        return Path(_for_this_process().name)
+
+
+@cache
+def _for_this_process() -> "tempfile.TemporaryDirectory[str]":
+    """A folder that goes when the process does."""
+    return tempfile.TemporaryDirectory(prefix="vaebench-")

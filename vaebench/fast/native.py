@@ -24,6 +24,7 @@ from vaebench.fast.step import Step, StepEngine
 from vaebench.model import ACTIVATIONS, VAE
 from vaebench.toolchain import CompileError, load_kernels
 
+SOURCES = ("vectors.h", "numbers.h", "halves.h", "sparse.h", "bernoulli.h", "tiles.h", "native.cpp")
 # As the kernel numbers them.
 _ACTIVATIONS = {nn.ReLU: 0, nn.Tanh: 1, nn.LeakyReLU: 2}
 _LIKELIHOODS = {"bernoulli": 0, "gaussian": 1}
@@ -81,7 +82,7 @@ class _Net(Structure):
 @cache
 def _kernel() -> Any:
     """Load native.cpp."""
-    library = load_kernels("vectors.h", "halves.h", "sparse.h", "bernoulli.h", "native.cpp")
+    library = load_kernels(*SOURCES)
     library.vaebench_native_halves.restype = c_long
     library.vaebench_native_space.argtypes = [c_void_p, c_long]
     library.vaebench_native_space.restype = c_long

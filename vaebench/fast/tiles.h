@@ -1,0 +1,111 @@
+// Products of matrices, tile by tile: a tile stays at hand until whoever wants it has finished it.
+
+namespace {
+
+// A tile of a product: rows, and vectors of columns. Its sums take 24 of 32, or 12 of 16 registers.
+constexpr int M = 6, N = LANES == 16 ? 4 : 2;
+
+// A tile of rows and vectors of a product, and where it lies.
+struct Tile {
+  alignas(64) float numbers[M * N * LANES];
+  long row, rows, vector, vectors;
+
+  float* operator()(long m, long n) { return numbers + (m * N + n) * LANES; }
+};
+
+// a (rows, depth), any strides, times b (depth, vectors), rows bk apart; numbers, or pairs of
+// halves.
+struct Factors {
+  const float* a;
+  long am, ak;
+  const float* b;
+  long bk, depth;
+  bool pairs = false;
+};
+
+// Memory that is wanted soon, in several streams alike: fetched line by line in between products.
+// All at once it would take every place that the processor has for lines under way.
+struct Soon {
+  const float* streams[3] = {};
+  long at = 0, floats = 0;
+
+  void fetch_line() {
+    if (at >= floats) return;
+    for (const float* stream : streams) __builtin_prefetch(stream + at, 0, 2);
+    at += 16;
+  }
+};
+
+template <bool PAIRS, int HEIGHT, int WIDTH>
+void multiply(const Factors& f, Tile& tile, bool add, Soon& soon) {
+  vec sum[HEIGHT][WIDTH];
+  for (int m = 0; m < HEIGHT; m++)
+    for (int n = 0; n < WIDTH; n++) sum[m][n] = add ? at(tile(m, n)) : vec{};
+  const float *a = f.a + tile.row * f.am, *b = f.b + tile.vector * LANES;
+  const auto next = [&] {
+    vec right[WIDTH];
+    for (int n = 0; n < WIDTH; n++) right[n] = at(b + n * LANES);
+    for (int m = 0; m < HEIGHT; m++)
+      if constexpr (PAIRS) {
+        const pair left = *(const pair*)(a + m * f.am);
+        for (int n = 0; n < WIDTH; n++) sum[m][n] = add_pairs(sum[m][n], left, (ivec)right[n]);
+      } else {
+        const vec left = all(a[m * f.am]);
+        for (int n = 0; n < WIDTH; n++) sum[m][n] += left * right[n];
+      }
+    a += f.ak, b += f.bk;
+  };
+  long k = 0;
+  for (; k + 4 <= f.depth; k += 4) {
+    soon.fetch_line();
+    next(), next(), next(), next();
+  }
+  for (; k < f.depth; k++) next();
+  for (int m = 0; m < HEIGHT; m++)
+    for (int n = 0; n < WIDTH; n++) at(tile(m, n)) = sum[m][n];
+}
+
+template <bool PAIRS>
+void multiply(const Factors& f, Tile& tile, bool add, Soon& soon) {
+  with_width(tile.vectors, [&](auto w) {
+    constexpr int V = least(decltype(w)::vectors, N);
+    switch (tile.rows) {
+      case 1: return multiply<PAIRS, 1, V>(f, tile, add, soon);
+      case 2: return multiply<PAIRS, 2, V>(f, tile, add, soon);
+      case 3: return multiply<PAIRS, 3, V>(f, tile, add, soon);
+      case 4: return multiply<PAIRS, 4, V>(f, tile, add, soon);
+      case 5: return multiply<PAIRS, 5, V>(f, tile, add, soon);
+      default: return multiply<PAIRS, M, V>(f, tile, add, soon);
+    }
+  });
+}
+
+// tile = a b, or has it added.
+void multiply(const Factors& f, Tile& tile, bool add, Soon& soon) {
+  if constexpr (HALVES)
+    if (f.pairs) return multiply<true>(f, tile, add, soon);
+  multiply<false>(f, tile, add, soon);
+}
+
+// A product of (rows, vectors), or the sum of several, tile by tile: `finish` takes each; `next`
+// names memory that the tiles from a row on will want. For all threads of a team; they do not wait
+// for each other at the end. A thread has the same rows every time: they are in its own cache.
+template <class Next, class Finish>
+void product(long rows, long vectors, std::initializer_list<Factors> terms, Next next,
+             Finish finish) {
+#pragma omp for schedule(static) nowait
+  for (long row = 0; row < rows; row += M) {
+    Tile tile;
+    tile.row = row, tile.rows = least(M, rows - row);
+    Soon soon = next(row + M);
+    for (long n = 0; n < vectors; n += N) {
+      tile.vector = n, tile.vectors = least(N, vectors - n);
+      for (const Factors& term : terms) multiply(term, tile, &term != terms.begin(), soon);
+      finish(tile);
+    }
+  }
+}
+
+inline Soon nothing(long) { return {}; }
+
+}  // namespace
