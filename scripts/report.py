@@ -119,7 +119,8 @@ def ladder(results: Results, name: str = "ladder") -> str:
         f"{result['batch_size']}; on the clock: training alone. Ratios are taken repeat by repeat; "
         f"rank intervals, {covers}. Test ELBO in nats per image, {result['samples']} z each, one "
         "seed. Memory: the process's peak, its compiler included. Peak: "
-        f"{(result['peak_flops'] or 0) / 1e9:,.0f} GFLOP/s, measured.",
+        f"{(result['peak_flops'] or 0) / 1e9:,.0f} GFLOP/s, that of torch's float32 products, "
+        "measured; a rung is credited with the dense arithmetic, part of which some leave out.",
     )
 
 

@@ -116,7 +116,8 @@ def throughput(result: Result) -> Figure | None:
     figure, box = page(
         "Throughput against batch size",
         f"Median of {points[0]['rounds']} blocks of steps, synchronised once each. Roof: the "
-        "machine's measured peak of float32 matrix products over the FLOP of an image.",
+        "machine's measured peak of torch's float32 products over an image's FLOP, all of them "
+        "dense; native steps leave out part of those.",
         result,
     )
     series = list(dict.fromkeys((b["device"], b["rung"]) for b in points))

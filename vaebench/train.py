@@ -427,8 +427,8 @@ def describe(result: dict[str, Any]) -> str:
         f"test ELBO {result['test_elbo']:.2f} nats per image "
         f"({result['test_images']:,} images, {result['eval_samples']} z each), "
         f"train ELBO {result['train_elbo']:.2f}; {result['meaning']}",
-        f"steady training: {result['images_per_second']:,.0f} images/s, "
-        f"{result['peak_share']:.0%} of this machine's measured float32 matrix-product peak of "
+        f"steady training: {result['images_per_second']:,.0f} images/s; its dense arithmetic, "
+        f"done or left out, at {result['peak_share']:.0%} of torch's measured float32 peak here of "
         f"{result['peak_flops'] / 1e9:,.0f} GFLOP/s",
         f"time: {seconds['total']:.1f} s = start-up {seconds['startup']:.1f} + "
         f"compile {seconds['compile']:.1f} + training {seconds['train']:.1f} + "
