@@ -4,6 +4,7 @@ import _thread
 import copy
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,21 @@ import torch._inductor.config
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
+from vaebench import fast
 from vaebench.elbo import Objective
 from vaebench.errors import InputError
 from vaebench.fast import adam, compiled, denormals, make_engine, payoff, precision, tf32
 from vaebench.fast.loader import DeviceLoader, gather, to_unit
-from vaebench.fast.step import StepEngine
+from vaebench.fast.step import StepEngine, make_step
 from vaebench.model import VAE
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _no_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train compiled wherever it is asked for: on a busy machine the race may decide otherwise."""
+    monkeypatch.setattr(fast, "race", lambda *_: payoff.Verdict(1.0, 1.0, 1))
 
 
 def _engine(
@@ -404,3 +412,53 @@ def test_the_slower_compiled_step_is_not_trained_with(
     )
     assert built.actual["compile"] is False
     assert any("trained eagerly" in note for note in built.notes)
+
+
+def _with_triton(
+    strokes: Tensor, monkeypatch: pytest.MonkeyPatch, step: Callable[..., object]
+) -> fast.Built:
+    """Build an engine whose Triton kernels are stood in for by another step."""
+    monkeypatch.setattr(fast, "takes_triton", lambda *_: True)
+    monkeypatch.setattr(fast, "by_triton", step)
+    torch.manual_seed(1)
+    model = VAE(hidden_dims=(48,), latent_dim=6)
+    return make_engine(model, strokes, Objective(), 64, 1e-3, CPU, triton=True)
+
+
+def test_triton_kernels_are_used_where_they_agree(
+    strokes: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def same(model: nn.Module, objective: Objective, optimizer: adam.AdamState) -> object:
+        return make_step(model, objective, optimizer, gather, None)
+
+    built = _with_triton(strokes, monkeypatch, same)
+    assert (built.actual["triton"], built.notes) == (True, [])
+    _epoch(built.engine)
+    assert _adam(built.engine).step.item() == 16  # the trial has left no trace
+
+
+def test_triton_kernels_that_go_wrong_are_trained_around(
+    strokes: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(model: nn.Module, objective: Objective, optimizer: adam.AdamState) -> object:
+        return make_step(model, Objective(beta=1.1), optimizer, gather, None)
+
+    def broken(*_: object) -> object:
+        def step(*_: Tensor) -> None:
+            raise ZeroDivisionError("no such instruction\nand more")
+
+        return step
+
+    for step, reason in ((wrong, "add up to"), (broken, "ZeroDivisionError: no such")):
+        with pytest.warns(UserWarning, match="Triton's kernels go wrong here"):
+            built = _with_triton(strokes, monkeypatch, step)
+        assert built.actual["triton"] is False
+        assert reason in built.notes[0]
+        assert "\n" not in built.notes[0]
+        _epoch(built.engine)
+
+
+def test_triton_without_cuda_is_said(strokes: Tensor) -> None:
+    built = make_engine(VAE(hidden_dims=(9,)), strokes, Objective(), 64, 1e-3, CPU, triton=True)
+    assert built.actual["triton"] is False
+    assert built.notes[0].startswith("--triton: its kernels train a plain vaebench.VAE")

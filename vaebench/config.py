@@ -115,6 +115,11 @@ class TrainConfig:
         True,
         "compile the fully connected network by a kernel written for it; on the CPU",
     )
+    triton: bool = option(
+        False,
+        "on CUDA, train the fully connected network by Triton kernels written for it, where they "
+        "are found to agree",
+    )
     tf32: bool = option(
         False, "on CUDA, float32 products with factors of 10 bits; faster, not equal to float32"
     )
@@ -180,8 +185,9 @@ class TrainConfig:
                 "--engine reference is plain eager float32: drop --compile and --amp, "
                 "or use --engine fast"
             )
-        if self.engine == "reference" and self.tf32:
-            raise InputError("--engine reference is plain eager float32: drop --tf32")
+        if self.engine == "reference" and (self.tf32 or self.triton):
+            flag = "--tf32" if self.tf32 else "--triton"
+            raise InputError(f"--engine reference is plain eager float32: drop {flag}")
         self._check_kinds()
 
     def _check_kinds(self) -> None:
@@ -191,7 +197,7 @@ class TrainConfig:
         for name in ("data_dir", "out", "resume"):
             if getattr(self, name) is not None:
                 check_text(_flag(name), getattr(self, name))
-        kernels = ("native", "tf32", "sparse", "fused_likelihood", "products", "graph")
+        kernels = ("native", "triton", "tf32", "sparse", "fused_likelihood", "products", "graph")
         for name in ("compile", *kernels, "flush_denormal", "plot", "quiet"):
             check_switch(_flag(name), getattr(self, name))
         if self.likelihood == "bernoulli" and self.sigma != 1:

@@ -289,6 +289,7 @@ def _fit(
             amp=config.amp,
             engine=config.engine,
             native=config.native,
+            triton=config.triton,
             tf32=config.tf32,
             sparse=config.sparse,
             fused_likelihood=config.fused_likelihood,

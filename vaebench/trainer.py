@@ -53,6 +53,7 @@ def fit(
     amp: str | None = None,
     engine: str = "fast",
     native: bool = True,
+    triton: bool = False,
     tf32: bool = False,
     sparse: bool = True,
     fused_likelihood: bool = True,
@@ -92,6 +93,7 @@ def fit(
         amp: None, ``"auto"`` (bf16 autocast where it is measured to pay) or ``"bf16"``.
         engine: ``"fast"``, or ``"reference"`` for plain eager PyTorch.
         native: compile a :class:`vaebench.VAE` by a kernel written for it; on the CPU.
+        triton: on CUDA, train a :class:`vaebench.VAE` by Triton kernels written for it.
         tf32: on CUDA, multiply factors of 10 bits instead of float32's 23: faster, but not equal.
         sparse: let the first layer leave out dark pixels where they are many; compiled, on the CPU.
         fused_likelihood: compute a Bernoulli likelihood and its gradient in one pass; likewise.
@@ -129,11 +131,13 @@ def fit(
     lr, seed = check_real("lr", lr), check_seed("seed", seed)
     adam_eps = check_real("adam_eps", adam_eps)
     _check_modes(amp, engine, compile)
-    if engine == "reference" and tf32 is True:
-        raise InputError("the reference engine is plain eager float32: drop tf32")
+    if engine == "reference" and True in (tf32, triton):
+        drop = "tf32" if tf32 is True else "triton"
+        raise InputError(f"the reference engine is plain eager float32: drop {drop}")
     _check_words(optimizer=optimizer, schedule=schedule, binarize=binarize)
     kernels: dict[str, Any] = {
         "native": native,
+        "triton": triton,
         "tf32": tf32,
         "sparse": sparse,
         "fused_likelihood": fused_likelihood,

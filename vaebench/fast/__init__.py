@@ -2,10 +2,11 @@
 
 One technique, one file, one word: ``loader`` (data resident on the device), ``stream`` (data that
 does not fit there), ``adam`` and ``adagrad`` (fused), ``precision`` (``amp``), ``tf32``,
-``compiled`` (``compile``), ``native`` (this package's own VAE by one kernel), ``graph`` (many steps
-replayed at once), ``sparse``, ``likelihood`` (``fused_likelihood``), ``products`` (convolutions as
-matrix products), ``parallel`` (several processes), ``denormals`` (``flush_denormal``, applied by
-the trainer, since it is a setting of threads). To remove one, delete its file and its lines here.
+``compiled`` (``compile``), ``native`` (this package's own VAE by one kernel), ``triton_step``
+(``triton``: by a few, on CUDA), ``graph`` (many steps replayed at once), ``sparse``, ``likelihood``
+(``fused_likelihood``), ``products`` (convolutions as matrix products), ``parallel`` (several
+processes), ``denormals`` (``flush_denormal``, applied by the trainer, since it is a setting of
+threads). To remove one, delete its file and its lines here.
 ``payoff`` measures whether compiling pays; ``selfcheck`` tries an engine beside the plain one
 before it is used.
 """
@@ -38,6 +39,8 @@ from vaebench.fast.sparse import darkness, lay_out_by_columns, with_sparse_input
 from vaebench.fast.step import Optimizer, Step, StepEngine, alone, make_step
 from vaebench.fast.stream import StreamEngine
 from vaebench.fast.tf32 import applies, with_tf32
+from vaebench.fast.triton_step import takes as takes_triton
+from vaebench.fast.triton_step import triton_step as by_triton
 from vaebench.model import VAE, latent_size
 from vaebench.processes import Group
 from vaebench.streaming import explained, fits
@@ -48,10 +51,10 @@ from vaebench.trial import reached
 class Built(NamedTuple):
     """A warmed-up engine and what it really is, against what was asked for.
 
-    ``actual`` holds ``compile``, ``native``, ``sparse``, ``fused_likelihood`` and ``tf32`` (bool),
-    ``amp`` (``"bf16"`` or ``"float32"``), ``graph`` (the steps per replay, or False) and
-    ``data_on`` (``"device"`` or ``"host, streamed"``); ``notes`` one line for each request that
-    could not be met, or was decided by measurement.
+    ``actual`` holds ``compile``, ``native``, ``triton``, ``sparse``, ``fused_likelihood`` and
+    ``tf32`` (bool), ``amp`` (``"bf16"`` or ``"float32"``), ``graph`` (the steps per replay, or
+    False) and ``data_on`` (``"device"`` or ``"host, streamed"``); ``notes`` one line for each
+    request that could not be met, or was decided by measurement.
     """
 
     engine: StepEngine
@@ -70,6 +73,7 @@ def make_engine(
     compile: bool = False,
     amp: str | None = None,
     native: bool = True,
+    triton: bool = False,
     tf32: bool = False,
     sparse: bool = True,
     fused_likelihood: bool = True,
@@ -97,6 +101,8 @@ def make_engine(
         amp: None, ``"auto"`` or ``"bf16"``; see :mod:`vaebench.fast.precision`.
         native: compile this package's own fully connected VAE by a kernel written for it; on the
             CPU; see :mod:`vaebench.fast.native`.
+        triton: train it by Triton kernels written for it, in float32, on CUDA, in place of a
+            compiled step; see :mod:`vaebench.fast.triton_step`.
         tf32: round the factors of float32 products; on CUDA; see :mod:`vaebench.fast.tf32`.
         products: compute convolutions as matrix products, where that pays: on the CPU in float32.
             Their weights are then laid out channels last.
@@ -157,9 +163,15 @@ def make_engine(
     eager = make.engine(model, objective)
     fused = aim is not objective
     kernels = {"native": by_hand, "sparse": light is not None, "fused_likelihood": fused}
-    common = {"amp": precision.name, "tf32": rounded}
+    common: dict[str, Any] = {"amp": precision.name, "tf32": rounded, "triton": False}
     common["data_on"] = "device" if resident else "host, streamed"
     capturable = graph and group is None and resident
+    unused = dict.fromkeys(kernels, False)
+    if triton:
+        written = make.triton(model, objective, eager, notes)
+        if written:
+            actual = {"compile": compile, **common, **unused, "triton": True}
+            return _captured(written, actual, notes, wanted=capturable)
     if compile:
         compiled = partial(make.engine, network, aim, compile=True)
         if by_hand:
@@ -171,7 +183,7 @@ def make_engine(
             actual = {"compile": True, **common, **kernels}
             return _captured(paying, actual, notes, wanted=capturable)
     eager.warm_up()
-    actual = {"compile": False, **common, **dict.fromkeys(kernels, False)}
+    actual = {"compile": False, **common, **unused}
     return _captured(eager, actual, notes, wanted=capturable)
 
 
@@ -219,6 +231,35 @@ class _Maker:
         """Make the engine of the native kernel."""
         halves = self.autocast is not None
         return NativeEngine(aim, sparse, halves, model, self.images, twin, *self.words)
+
+    def triton(
+        self, model: nn.Module, aim: Objective, eager: StepEngine, notes: list[str]
+    ) -> StepEngine | None:
+        """Make the engine of Triton's kernels, tried beside the eager one; note why there is none.
+
+        What is wrong on a machine that they were never run on may show in any way: it is said, and
+        trained around.
+        """
+        plain = self.autocast is None and not self.tf32 and self.resident and self.group is None
+        if not (plain and takes_triton(model, self.images, aim, self.state)):
+            notes.append(
+                "--triton: its kernels train a plain vaebench.VAE with one hidden layer and ReLU, "
+                "in float32, in one process, on CUDA; trained without"
+            )
+            return None
+        engine = StepEngine(model, self.images, by_triton(model, aim, self.state), *self.words)
+        sizes = [min(4 * self.batch_size, len(self.images)), len(self.images) % self.batch_size]
+        try:
+            engine.warm_up()
+            wrong = disagreement(engine, eager, [size for size in sizes if size])
+        except Exception as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            wrong = f"{type(error).__name__}: {(lines or ['no reason given'])[0]}"
+        if wrong is None:
+            return engine
+        warnings.warn(f"Triton's kernels go wrong here ({wrong}); training without", stacklevel=3)
+        notes.append(f"--triton: its kernels went wrong here ({wrong}); trained without")
+        return None
 
     def idle(self) -> None:
         """Take part in an exchange of gradients with no images."""
