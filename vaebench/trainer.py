@@ -131,7 +131,7 @@ def fit(
     lr, seed = check_real("lr", lr), check_seed("seed", seed)
     adam_eps = check_real("adam_eps", adam_eps)
     _check_modes(amp, engine, compile)
-    if engine == "reference" and True in (tf32, triton):
+    if engine == "reference" and (tf32 is True or triton is True):
         drop = "tf32" if tf32 is True else "triton"
         raise InputError(f"the reference engine is plain eager float32: drop {drop}")
     _check_words(optimizer=optimizer, schedule=schedule, binarize=binarize)
