@@ -72,7 +72,7 @@ def test_the_whole_way(npz: Path, tmp_path: Path) -> None:
     assert any(note.startswith("--amp: a bf16 matrix product runs at") for note in result["notes"])
     parts = [v for k, v in result["seconds"].items() if k != "total"]
     assert 0 < sum(parts) <= result["seconds"]["total"]
-    assert 0 < result["peak_share"] < 1
+    assert 0 < result["peak_share"] < 3  # of the dense arithmetic, which native steps do not all do
 
     model = vaebench.load(out)
     again = vaebench.evaluate(model, torch.from_numpy(np.load(npz)["x_test"]))
@@ -252,7 +252,8 @@ def test_summary_says_what_was_asked_for_and_what_ran() -> None:
         }
     )
     assert "-98.77 nats per image" in text
-    assert "54,321 images/s, 50% of" in text
+    assert "54,321 images/s; its dense arithmetic, done or left out, at 50% of torch's" in text
+    assert "float32 peak here of 300 GFLOP/s" in text
     assert "other 2.0" in text
     assert "asked for: fast engine, compiled, amp auto, on auto, auto" in text
     assert "ran:       fast engine, eager, amp float32, on cpu, auto" in text
