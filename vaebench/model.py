@@ -24,6 +24,10 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
+# What PyTorch calls in place of, or around, a module's own forward.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
 class EncoderDecoder(Protocol):
     """What the objective needs of a model.
 
@@ -110,6 +114,12 @@ def _layers(widths: Sequence[int], activation: str) -> nn.Sequential:
     for n_in, n_out in pairwise(widths):
         layers += [nn.Linear(n_in, n_out), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers)
+
+
+def is_altered(module: nn.Module) -> bool:
+    """Whether somebody has put hooks on a module, or methods of their own in its place."""
+    own = ("forward", "encode", "decode")
+    return any(getattr(module, hooks) for hooks in _HOOKS) or any(n in vars(module) for n in own)
 
 
 def as_vae(model: nn.Module) -> EncoderDecoder:

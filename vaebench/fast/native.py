@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vaebench.elbo import Objective
 from vaebench.engine import Sums
 from vaebench.fast.step import Step, StepEngine
-from vaebench.model import ACTIVATIONS, VAE
+from vaebench.model import ACTIVATIONS, VAE, is_altered
 from vaebench.toolchain import CompileError, load_kernels
 
 SOURCES = ("vectors.h", "numbers.h", "halves.h", "sparse.h", "bernoulli.h", "tiles.h", "native.cpp")
@@ -30,8 +30,6 @@ _ACTIVATIONS = {nn.ReLU: 0, nn.Tanh: 1, nn.LeakyReLU: 2}
 _LIKELIHOODS = {"bernoulli": 0, "gaussian": 1}
 MOST_HIDDEN = 64
 ALIGNMENT = 64  # bytes, a line of the cache
-# What PyTorch calls in place of, or around, a module's own forward.
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Layers(NamedTuple):
@@ -111,18 +109,12 @@ def takes(model: nn.Module, images: Tensor, objective: Objective) -> bool:
         return False
     layers = [layer for layer in model.modules() if layer is not model]
     plain = {VAE, nn.Sequential, nn.Linear, *ACTIVATIONS.values()}
-    if any(type(layer) not in plain or _is_altered(layer) for layer in [model, *layers]):
+    if any(type(layer) not in plain or is_altered(layer) for layer in [model, *layers]):
         return False
     known = layers_of(model)
     fits = all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
     whole = len(list(model.parameters())) == 2 * len(known.in_order())
     return fits and whole and len(known.encoder) + len(known.decoder) <= MOST_HIDDEN
-
-
-def _is_altered(module: nn.Module) -> bool:
-    """Whether somebody has put hooks on a module, or methods of their own in its place."""
-    own = ("forward", "encode", "decode")
-    return any(getattr(module, hooks) for hooks in _HOOKS) or any(n in vars(module) for n in own)
 
 
 def layers_of(model: VAE) -> Layers:

@@ -34,13 +34,11 @@ from torch import Tensor, nn
 
 from vaebench.elbo import Objective
 from vaebench.fast.step import Optimizer, Step
-from vaebench.model import VAE
+from vaebench.model import VAE, is_altered
 
 MOST_LATENT = 128  # a row of z, padded, is held by one program
 OLDEST = (8, 0)  # compute capability: what Triton's products are made for
 PRECISIONS = ("ieee", "tf32x3", "tf32")
-# What PyTorch calls in place of, or around, a module's own forward.
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Moments(Protocol):
@@ -120,7 +118,7 @@ def _is_plain(model: VAE) -> bool:
     for part in (model.encoder, model.decoder):
         if type(part) is not nn.Sequential or [type(p) for p in part] != [nn.Linear, nn.ReLU]:
             return False
-    if any(_is_altered(module) for module in model.modules()):
+    if any(is_altered(module) for module in model.modules()):
         return False
     layers = [model.encoder[0], model.mu, model.logvar, model.decoder[0], model.output]
     if any(type(layer) is not nn.Linear for layer in layers):
@@ -130,12 +128,6 @@ def _is_plain(model: VAE) -> bool:
     right = [(s.out_features, s.in_features) for s in _layers_of(model)] == shapes
     whole = len(list(model.parameters())) == 2 * len(shapes)  # each has a weight and bias its own
     return right and whole and z <= MOST_LATENT
-
-
-def _is_altered(module: nn.Module) -> bool:
-    """Whether somebody has put hooks on a module, or methods of their own in its place."""
-    own = ("forward", "encode", "decode")
-    return any(getattr(module, hooks) for hooks in _HOOKS) or any(n in vars(module) for n in own)
 
 
 def _is_adam_of(model: VAE, optimizer: Optimizer, device: torch.device) -> bool:
