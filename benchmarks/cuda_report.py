@@ -62,6 +62,9 @@ TECHNIQUES: dict[str, Technique] = {
     "bf16": Technique("compile, graph", {**_ALL, "amp": "bf16"}),
     "tf32": Technique("compile, graph", {**_ALL, "tf32": True}),
     "triton": Technique("compile, graph", {"graph": True, "triton": True}),
+    "triton, tf32": Technique("triton", {"graph": True, "triton": True, "tf32": True}),
+    "persistent": Technique("triton", {"graph": False, "persistent": True}),
+    "persistent, tf32": Technique("persistent", {"graph": False, "persistent": True, "tf32": True}),
 }
 
 
@@ -145,7 +148,7 @@ def build_one(name: str, setting: Setting, batch: int) -> tuple[dict[str, Any], 
     synchronize(setting.device)
     row |= {"build_seconds": time.perf_counter() - start}
     row |= {"actual": built.actual, "notes": built.notes}
-    off = dict.fromkeys(("compile", "graph", "tf32", "triton"), False)
+    off = dict.fromkeys(("compile", "graph", "tf32", "triton", "persistent"), False)
     asked = {**off, **words, "amp": words.get("amp")}
     ran = {**built.actual, "graph": bool(built.actual["graph"])}
     ran["amp"] = None if ran["amp"] == "float32" else ran["amp"]

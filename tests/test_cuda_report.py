@@ -88,7 +88,8 @@ def test_every_part_runs(
     assert list(parts) == ["build", "rungs", "sweep", "whole", "peers", "batches"]
     assert not [part["error"] for part in parts.values() if part["error"]]
     refused = {row["name"]: row["refused"] for row in parts["build"]["rows"]}
-    assert refused.pop("triton") is not None
+    written = ("triton", "triton, tf32", "persistent", "persistent, tf32")
+    assert None not in [refused.pop(name) for name in written]
     assert refused == {"eager": None, "eager, graph": None}
     assert [row["name"] for row in parts["rungs"]["rows"]] == ["eager", "eager, graph"]
     assert parts["rungs"]["rows"][1]["gain"]["n"] == 2
@@ -111,7 +112,7 @@ def test_without_time_everything_is_listed_as_left_out(report: ModuleType, tmp_p
     report.measure(words(tmp_path, limit=0.0), CPU)
     found = json.loads((tmp_path / "cuda.json").read_text())
     assert found["complete"]
-    assert found["parts"]["build"]["skipped"] == ["eager", "eager, graph", "triton"]
+    assert found["parts"]["build"]["skipped"] == list(report.TECHNIQUES)
     assert not any(part["rows"] for name, part in found["parts"].items() if name != "peers")
     assert found["goals"]["train_seconds"] is None
 

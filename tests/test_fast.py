@@ -428,7 +428,7 @@ def _with_triton(
 def test_triton_kernels_are_used_where_they_agree(
     strokes: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def same(model: nn.Module, objective: Objective, optimizer: adam.AdamState) -> object:
+    def same(model: nn.Module, objective: Objective, optimizer: Any, _: str) -> object:
         return make_step(model, objective, optimizer, gather, None)
 
     built = _with_triton(strokes, monkeypatch, same)
@@ -440,7 +440,7 @@ def test_triton_kernels_are_used_where_they_agree(
 def test_triton_kernels_that_go_wrong_are_trained_around(
     strokes: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(model: nn.Module, objective: Objective, optimizer: adam.AdamState) -> object:
+    def wrong(model: nn.Module, objective: Objective, optimizer: Any, _: str) -> object:
         return make_step(model, Objective(beta=1.1), optimizer, gather, None)
 
     def broken(*_: object) -> object:
@@ -458,7 +458,9 @@ def test_triton_kernels_that_go_wrong_are_trained_around(
         _epoch(built.engine)
 
 
-def test_triton_without_cuda_is_said(strokes: Tensor) -> None:
-    built = make_engine(VAE(hidden_dims=(9,)), strokes, Objective(), 64, 1e-3, CPU, triton=True)
-    assert built.actual["triton"] is False
-    assert built.notes[0].startswith("--triton: its kernels train a plain vaebench.VAE")
+@pytest.mark.parametrize("word", ["triton", "persistent"])
+def test_triton_without_cuda_is_said(strokes: Tensor, word: str) -> None:
+    model = VAE(hidden_dims=(9,))
+    built = make_engine(model, strokes, Objective(), 64, 1e-3, CPU, **{word: True})  # type: ignore[arg-type]
+    assert built.actual[word] is False
+    assert built.notes[0].startswith(f"--{word}: Triton's kernels train a plain vaebench.VAE")

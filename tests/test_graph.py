@@ -594,7 +594,7 @@ def test_the_check_gives_both_the_same_dropout(strokes: Tensor) -> None:
     model = Dropout()
     plain = make_engine(model, strokes, Objective(), BATCH, 1e-3, CPU, graph=False).engine
     assert selfcheck.disagreement(plain, plain, [3 * BATCH]) is None
-    assert selfcheck._near((1.0, 2.0), (1.0, 2.0), (0, 0))
+    assert selfcheck._near((1.0, 2.0), (1.0, 2.0), (0, 0), 0)
     order, noise = selfcheck._numbers(plain, 3 * BATCH)
     outcome = partial(selfcheck._outcome, plain, order, noise, [3 * BATCH])
     assert outcome().sums == outcome().sums

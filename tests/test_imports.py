@@ -91,7 +91,10 @@ def test_the_reference_shares_nothing_with_the_fast_path() -> None:
 
 def test_techniques_do_not_know_each_other() -> None:
     """Except that the step is what is compiled, and that Triton's kernels have their own file."""
-    own = {"fast.triton_step": {"fast.triton_kernels"}}
+    own = {
+        "fast.triton_step": {"fast.triton_kernels"},
+        "fast.triton_kernels": {"fast.triton_tiles"},
+    }
     for module in INSIDE:
         if module.startswith("fast.") and module != "fast.__init__":
             others = {i for i in _imports(MODULES[module]) if i.startswith("fast")}

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.triton_cases import CASES, Case, compare, model_of, new, numbers_of
+from tests.triton_cases import CASES, PERSISTENT, Case, at_once, compare, model_of, new, numbers_of
 from vaebench import VAE
 from vaebench.elbo import Objective
 from vaebench.fast.adam import AdamState
@@ -67,6 +67,19 @@ def test_every_run_gives_the_same_bits(found: dict[str, Any]) -> None:
     assert found["repeated"] is True
 
 
+@pytest.mark.parametrize("name", [f"{n}, {p} programs, order {s}" for n, p, s in PERSISTENT])
+def test_a_launch_of_many_steps_is_the_steps(name: str, found: dict[str, Any]) -> None:
+    """To the bit, in whatever order its programs run: so none reads what is not yet written."""
+    case, got = CASES[name.split(",")[0]], found["persistent"][name]
+    assert got["steps"] == -(-case.images // case.batch)
+    assert got["sums"] == got["phases"]
+    assert got["same"] is True
+
+
+def test_a_launch_that_waits_in_vain_ends_and_tells(found: dict[str, Any]) -> None:
+    assert all(map(math.isnan, found["impatient"]["sums"]))
+
+
 def test_totals_accumulate(found: dict[str, Any]) -> None:
     grown = torch.tensor(found["accumulated"], dtype=torch.float64)
     moves = grown.diff(dim=0)
@@ -114,7 +127,7 @@ def test_an_unknown_precision_is_refused() -> None:
         triton_step(model, Objective(), AdamState.of(list(model.parameters()), 1e-3), "half")
 
 
-TYPES = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int64: "*i64", torch.uint8: "*u8"}
+TYPES = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int64: "*i64", torch.int32: "*i32"}
 
 
 def _source(kernel: Any, arguments: dict[str, Any]) -> Any:
@@ -128,7 +141,7 @@ def _source(kernel: Any, arguments: dict[str, Any]) -> Any:
         if param.is_constexpr:
             types[param.name], constants[(i,)] = "constexpr", value
         elif isinstance(value, Tensor):
-            types[param.name] = TYPES[value.dtype]
+            types[param.name] = TYPES.get(value.dtype, "*u8")
             if not param.do_not_specialize_on_alignment:
                 attributes[(i,)] = [["tt.divisibility", 16]]
         else:
@@ -137,34 +150,36 @@ def _source(kernel: Any, arguments: dict[str, Any]) -> Any:
     return ASTSource(kernel, types, constants, attributes)
 
 
-@pytest.mark.parametrize("precision", ["ieee", "tf32"])
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=["bytes", "floats"])
-def test_compiles_ahead_of_time(dtype: torch.dtype, precision: str) -> None:
-    """For a GPU of compute capability 9.0, whatever there is here; no register is spilled."""
+@pytest.mark.parametrize("phase", range(6))
+@pytest.mark.parametrize(("precision", "dtype"), [("ieee", torch.uint8), ("tf32", torch.float32)])
+def test_compiles_ahead_of_time(dtype: torch.dtype, precision: str, phase: int) -> None:
+    """For a GPU of compute capability 9.0, whatever there is here."""
     import triton
 
     if triton.knobs.runtime.interpret:
         pytest.skip("the interpreter is on: there is nothing to compile")
     from triton.backends.compiler import GPUTarget
 
-    import vaebench.fast.triton_kernels as kernels
+    from vaebench.fast.triton_kernels import train
 
     model = VAE()
     state = AdamState.of(list(model.parameters()), 1e-3)
     plan = Plan.of(model, Objective(), cast(Any, state), precision)
     index, noise = torch.zeros(128, dtype=torch.int64), torch.zeros(128, 20)
     totals, images = torch.zeros(2, dtype=torch.float64), torch.zeros(200, 784, dtype=dtype)
-    launches = plan.launches(images, index, noise, totals, plan.space(128, images.device))
-    assert len(launches) == 8
-    for launch in launches:
-        source = _source(getattr(kernels, launch.kernel), launch.arguments)
-        try:
-            made = triton.compile(source, target=GPUTarget("cuda", 90, 32))
-        except FileNotFoundError as error:
-            pytest.skip(f"Triton came without an assembler for NVIDIA's GPUs: {error}")
-        assert len(made.asm["cubin"]) > 1000
-        assert "atom." not in made.asm["ptx"]
-        assert made.metadata.shared <= 48 * 1024  # what a program may have without asking
+    arguments = plan.arguments(images, index, noise, totals, plan.space(128, images.device))
+    source = _source(train, {**arguments, "PHASE": phase})
+    options = {"launch_cooperative_grid": True} if phase == 0 else {}
+    try:
+        made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    except FileNotFoundError as error:
+        pytest.skip(f"Triton came without an assembler for NVIDIA's GPUs: {error}")
+    assert len(made.asm["cubin"]) > 1000
+    assert made.metadata.shared <= 48 * 1024  # what a program may have without asking
+    assert made.metadata.launch_cooperative_grid is (phase == 0)
+    code = made.asm["ptx"]
+    assert ".nc." not in code  # no load passes by what a meeting makes visible
+    assert ("atom." in code, "ld.global.gpu.acquire" in code) == (phase == 0, phase == 0)
 
 
 @needs_cuda
@@ -200,3 +215,22 @@ def test_cuda_steps_are_taken_and_recorded() -> None:
             step(images, order, noise, totals)
         found.append([totals, *(t.detach() for t in state.tensors())])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@needs_cuda
+@pytest.mark.parametrize("case", CASES)
+def test_cuda_launches_of_many_steps_are_the_steps(case: str) -> None:
+    _judge(CASES[case], compare(CASES[case], torch.device("cuda", 0), None))
+
+
+@needs_cuda
+def test_cuda_programs_that_meet_thousands_of_times() -> None:
+    """A short wait that is wrong once in a thousand times would show."""
+    device, case = torch.device("cuda", 0), Case((8, 8), 64, 16, 1.0, 16, 16, torch.uint8)
+    model, state, _, images = new(case, device)
+    engine = at_once(model, case, state, images)
+    order = torch.arange(16, device=device).repeat(2000)
+    noise = torch.randn(len(order), case.latent, device=device)
+    sums = engine.epoch(order, noise)
+    assert math.isfinite(float(sums.recon))
+    assert state.step.item() == 2000

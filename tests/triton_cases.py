@@ -5,6 +5,7 @@ Triton's interpreter, and prints what it found as JSON: in a process of its own,
 decides what ``@triton.jit`` makes.
 """
 
+import contextlib
 import copy
 import json
 from collections.abc import Callable
@@ -18,8 +19,8 @@ from vaebench.elbo import Objective
 from vaebench.fast.adagrad import AdagradState
 from vaebench.fast.adam import AdamState
 from vaebench.fast.loader import gather
-from vaebench.fast.step import Optimizer, Step, make_step
-from vaebench.fast.triton_step import takes, triton_step
+from vaebench.fast.step import Optimizer, Step, StepEngine, make_step
+from vaebench.fast.triton_step import PersistentEngine, takes, triton_step
 
 CPU = torch.device("cpu")
 LR = 1e-3
@@ -48,6 +49,14 @@ CASES = {
     "no kl": Case((4, 4), 33, 2, 0.0, 20, 33, torch.uint8),
     "many": Case((25, 20), 17, 2, 1.0, 530, 530, torch.uint8),
 }
+
+
+# Of a launch of many steps: the case, its programs, and the seed of their turns.
+PERSISTENT = (
+    *(("odd", programs, seed) for programs in (1, 2, 5) for seed in range(3)),
+    ("whole", 4, 0),
+    ("several", 7, 1),
+)
 
 
 def images_of(case: Case, device: torch.device = CPU) -> Tensor:
@@ -92,29 +101,53 @@ def ours(model: nn.Module, case: Case, state: AdamState) -> Step:
     return triton_step(model, Objective(beta=case.beta), state)
 
 
+def at_once(model: VAE, case: Case, state: AdamState, images: Tensor) -> PersistentEngine:
+    """Make the engine that trains many steps in one launch."""
+    words = (state, case.batch, case.latent)
+    return PersistentEngine(model, images, ours(model, case, state), *words)
+
+
 def outcome(
-    case: Case, make: Callable[[nn.Module, Case, AdamState], Step], dtype: torch.dtype, device: Any
+    case: Case,
+    make: Callable[[nn.Module, Case, AdamState], Step] | None,
+    dtype: torch.dtype,
+    device: Any,
 ) -> tuple[list[float], list[Tensor], float]:
-    """Sums of recon and kl; parameters and moments in float64; the number of steps."""
+    """Sums of recon and kl; parameters and moments in float64; the number of steps.
+
+    Where nothing makes a step, many are trained at once.
+    """
     model, images = model_of(case).to(device, dtype), images_of(case, device)
     if dtype == torch.float64:
         images = images.double() / 255 if images.dtype == torch.uint8 else images.double()
     state = AdamState.of(list(model.parameters()), LR)
-    totals, _ = trained(case, model, make(model, case, state), images)
+    if make:
+        totals, _ = trained(case, model, make(model, case, state), images)
+    else:
+        engine = at_once(model, case, state, images)
+        engine.warm_up()
+        sums = engine.epoch(*numbers_of(case, device))
+        totals = torch.stack((sums.recon, sums.kl))
     tensors = [*state.params, *state.m, *state.v]
     return totals.tolist(), [t.detach().double().cpu() for t in tensors], state.step.item()
 
 
-def compare(case: Case, device: torch.device = CPU) -> dict[str, Any]:
+def compare(
+    case: Case,
+    device: torch.device = CPU,
+    mine: Callable[[nn.Module, Case, AdamState], Step] | None = ours,
+) -> dict[str, Any]:
     """How far the kernels and the eager float32 step are from the eager float64 one.
 
     ``errors`` are, for each parameter and each of its moments, root mean squares: of the kernels'
     error, of the eager step's, and of the tensor.
     """
-    sums, mine, steps = outcome(case, ours, torch.float32, device)
+    sums, tensors, steps = outcome(case, mine, torch.float32, device)
     plain_sums, plain, _ = outcome(case, eager, torch.float32, device)
     true_sums, true, _ = outcome(case, eager, torch.float64, device)
-    errors = [[rms(a - t), rms(b - t), rms(t)] for a, b, t in zip(mine, plain, true, strict=True)]
+    errors = [
+        [rms(a - t), rms(b - t), rms(t)] for a, b, t in zip(tensors, plain, true, strict=True)
+    ]
     found = {"sums": sums, "plain": plain_sums, "true": true_sums}
     return {**found, "errors": errors, "steps": steps}
 
@@ -129,6 +162,43 @@ def new(case: Case, device: torch.device = CPU) -> tuple[VAE, AdamState, Step, T
     model = model_of(case).to(device)
     state = AdamState.of(list(model.parameters()), LR)
     return model, state, ours(model, case, state), images_of(case, device)
+
+
+def persistent(case: Case, programs: int, seed: int, *, late: bool = False) -> dict[str, Any]:
+    """Train in launches of many steps, the programs taking turns; and by phases, for comparison.
+
+    Whether both leave the same bits; their sums of recon and kl; and the number of steps.
+    """
+    from tests.triton_turns import in_turns  # needs Triton
+
+    found = []
+    for whole in (True, False):
+        model, state, step, images = new(case)
+        engine = StepEngine(model, images, step, state, case.batch, case.latent)
+        if whole:
+            engine = at_once(model, case, state, images)
+            engine.programs = programs
+        with in_turns(seed, late=late) if whole else contextlib.nullcontext():
+            sums = engine.epoch(*numbers_of(case))
+        found.append(([float(sums.recon), float(sums.kl)], state))
+    (mine, state), (phases, other) = found
+    pairs = zip(state.tensors(), other.tensors(), strict=True)
+    same = mine == phases and all(torch.equal(a, b) for a, b in pairs)
+    return {"same": same, "sums": mine, "phases": phases, "steps": state.step.item()}
+
+
+def impatient(case: Case) -> dict[str, Any]:
+    """Train with a program that comes too late."""
+    import triton.language as tl
+
+    import vaebench.fast.triton_kernels as kernels
+
+    patience = kernels.PATIENCE
+    kernels.PATIENCE = tl.constexpr(20)
+    try:
+        return persistent(case, 3, 0, late=True)
+    finally:
+        kernels.PATIENCE = patience
 
 
 def changed_rate(case: Case) -> list[float]:
@@ -308,6 +378,11 @@ def main() -> None:
         "cases": {name: compare(case) for name, case in CASES.items()},
         "changed rate": changed_rate(odd),
         "repeated": repeated(odd),
+        "persistent": {
+            f"{name}, {programs} programs, order {seed}": persistent(CASES[name], programs, seed)
+            for name, programs, seed in PERSISTENT
+        },
+        "impatient": impatient(odd),
         "accumulated": accumulated(odd),
         "moved": moved_tensors(odd),
         "not finite": not_finite(odd),

@@ -120,6 +120,9 @@ class TrainConfig:
         "on CUDA, train the fully connected network by Triton kernels written for it, where they "
         "are found to agree",
     )
+    persistent: bool = option(
+        False, "the same by one kernel that goes through many steps; tried before --triton"
+    )
     tf32: bool = option(
         False, "on CUDA, float32 products with factors of 10 bits; faster, not equal to float32"
     )
@@ -185,9 +188,9 @@ class TrainConfig:
                 "--engine reference is plain eager float32: drop --compile and --amp, "
                 "or use --engine fast"
             )
-        if self.engine == "reference" and (self.tf32 or self.triton):
-            flag = "--tf32" if self.tf32 else "--triton"
-            raise InputError(f"--engine reference is plain eager float32: drop {flag}")
+        for name in ("tf32", "triton", "persistent"):
+            if self.engine == "reference" and getattr(self, name):
+                raise InputError(f"--engine reference is plain eager float32: drop {_flag(name)}")
         self._check_kinds()
 
     def _check_kinds(self) -> None:
@@ -197,8 +200,8 @@ class TrainConfig:
         for name in ("data_dir", "out", "resume"):
             if getattr(self, name) is not None:
                 check_text(_flag(name), getattr(self, name))
-        kernels = ("native", "triton", "tf32", "sparse", "fused_likelihood", "products", "graph")
-        for name in ("compile", *kernels, "flush_denormal", "plot", "quiet"):
+        kernels = ("native", "triton", "persistent", "sparse", "fused_likelihood", "products")
+        for name in ("compile", *kernels, "tf32", "graph", "flush_denormal", "plot", "quiet"):
             check_switch(_flag(name), getattr(self, name))
         if self.likelihood == "bernoulli" and self.sigma != 1:
             raise InputError(

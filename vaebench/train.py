@@ -290,6 +290,7 @@ def _fit(
             engine=config.engine,
             native=config.native,
             triton=config.triton,
+            persistent=config.persistent,
             tf32=config.tf32,
             sparse=config.sparse,
             fused_likelihood=config.fused_likelihood,

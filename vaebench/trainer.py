@@ -54,6 +54,7 @@ def fit(
     engine: str = "fast",
     native: bool = True,
     triton: bool = False,
+    persistent: bool = False,
     tf32: bool = False,
     sparse: bool = True,
     fused_likelihood: bool = True,
@@ -94,6 +95,7 @@ def fit(
         engine: ``"fast"``, or ``"reference"`` for plain eager PyTorch.
         native: compile a :class:`vaebench.VAE` by a kernel written for it; on the CPU.
         triton: on CUDA, train a :class:`vaebench.VAE` by Triton kernels written for it.
+        persistent: the same by one kernel that goes through many steps; tried before ``triton``.
         tf32: on CUDA, multiply factors of 10 bits instead of float32's 23: faster, but not equal.
         sparse: let the first layer leave out dark pixels where they are many; compiled, on the CPU.
         fused_likelihood: compute a Bernoulli likelihood and its gradient in one pass; likewise.
@@ -131,13 +133,11 @@ def fit(
     lr, seed = check_real("lr", lr), check_seed("seed", seed)
     adam_eps = check_real("adam_eps", adam_eps)
     _check_modes(amp, engine, compile)
-    if engine == "reference" and (tf32 is True or triton is True):
-        drop = "tf32" if tf32 is True else "triton"
-        raise InputError(f"the reference engine is plain eager float32: drop {drop}")
     _check_words(optimizer=optimizer, schedule=schedule, binarize=binarize)
     kernels: dict[str, Any] = {
         "native": native,
         "triton": triton,
+        "persistent": persistent,
         "tf32": tf32,
         "sparse": sparse,
         "fused_likelihood": fused_likelihood,
@@ -146,6 +146,8 @@ def fit(
     }
     for switch, value in {**kernels, "flush_denormal": flush_denormal}.items():
         check_switch(switch, value)
+        if engine == "reference" and value and switch in ("tf32", "triton", "persistent"):
+            raise InputError(f"the reference engine is plain eager float32: drop {switch}")
     _check_call("on_epoch", on_epoch, "EpochRecord")
     _check_call("on_state", on_state, "TrainState")
     images, test_images = _check_data(images, test_images, aim, batch_size)

@@ -34,11 +34,12 @@ from vaebench.fast.parallel import ParallelEngine, ParallelStep, exchange
 from vaebench.fast.payoff import race
 from vaebench.fast.precision import Precision, by_steps, choose
 from vaebench.fast.products import lay_out, with_products
-from vaebench.fast.selfcheck import disagreement
+from vaebench.fast.selfcheck import FLOAT32, ROUNDED, disagreement
 from vaebench.fast.sparse import darkness, lay_out_by_columns, with_sparse_input
 from vaebench.fast.step import Optimizer, Step, StepEngine, alone, make_step
 from vaebench.fast.stream import StreamEngine
 from vaebench.fast.tf32 import applies, with_tf32
+from vaebench.fast.triton_step import PersistentEngine
 from vaebench.fast.triton_step import takes as takes_triton
 from vaebench.fast.triton_step import triton_step as by_triton
 from vaebench.model import VAE, latent_size
@@ -51,10 +52,10 @@ from vaebench.trial import reached
 class Built(NamedTuple):
     """A warmed-up engine and what it really is, against what was asked for.
 
-    ``actual`` holds ``compile``, ``native``, ``triton``, ``sparse``, ``fused_likelihood`` and
-    ``tf32`` (bool), ``amp`` (``"bf16"`` or ``"float32"``), ``graph`` (the steps per replay, or
-    False) and ``data_on`` (``"device"`` or ``"host, streamed"``); ``notes`` one line for each
-    request that could not be met, or was decided by measurement.
+    ``actual`` holds ``compile``, ``native``, ``triton``, ``persistent``, ``sparse``,
+    ``fused_likelihood`` and ``tf32`` (bool), ``amp`` (``"bf16"`` or ``"float32"``), ``graph`` (the
+    steps per replay, or False) and ``data_on`` (``"device"`` or ``"host, streamed"``); ``notes``
+    one line for each request that could not be met, or was decided by measurement.
     """
 
     engine: StepEngine
@@ -74,6 +75,7 @@ def make_engine(
     amp: str | None = None,
     native: bool = True,
     triton: bool = False,
+    persistent: bool = False,
     tf32: bool = False,
     sparse: bool = True,
     fused_likelihood: bool = True,
@@ -101,8 +103,10 @@ def make_engine(
         amp: None, ``"auto"`` or ``"bf16"``; see :mod:`vaebench.fast.precision`.
         native: compile this package's own fully connected VAE by a kernel written for it; on the
             CPU; see :mod:`vaebench.fast.native`.
-        triton: train it by Triton kernels written for it, in float32, on CUDA, in place of a
-            compiled step; see :mod:`vaebench.fast.triton_step`.
+        triton: train it by Triton kernels written for it, without autocast, on CUDA, in place of
+            a compiled step; see :mod:`vaebench.fast.triton_step`.
+        persistent: by one launch of such a kernel for many steps, and so without a graph; tried
+            before ``triton``.
         tf32: round the factors of float32 products; on CUDA; see :mod:`vaebench.fast.tf32`.
         products: compute convolutions as matrix products, where that pays: on the CPU in float32.
             Their weights are then laid out channels last.
@@ -163,15 +167,16 @@ def make_engine(
     eager = make.engine(model, objective)
     fused = aim is not objective
     kernels = {"native": by_hand, "sparse": light is not None, "fused_likelihood": fused}
-    common: dict[str, Any] = {"amp": precision.name, "tf32": rounded, "triton": False}
+    common: dict[str, Any] = {"amp": precision.name, "tf32": rounded}
+    common |= {"triton": False, "persistent": False}
     common["data_on"] = "device" if resident else "host, streamed"
     capturable = graph and group is None and resident
     unused = dict.fromkeys(kernels, False)
-    if triton:
-        written = make.triton(model, objective, eager, notes)
+    for word, wanted in (("persistent", persistent), ("triton", triton)):
+        written = make.triton(word, model, objective, eager, notes) if wanted else None
         if written:
-            actual = {"compile": compile, **common, **unused, "triton": True}
-            return _captured(written, actual, notes, wanted=capturable)
+            actual = {"compile": compile, **common, **unused, word: True}
+            return _captured(written, actual, notes, wanted=capturable and word == "triton")
     if compile:
         compiled = partial(make.engine, network, aim, compile=True)
         if by_hand:
@@ -233,32 +238,35 @@ class _Maker:
         return NativeEngine(aim, sparse, halves, model, self.images, twin, *self.words)
 
     def triton(
-        self, model: nn.Module, aim: Objective, eager: StepEngine, notes: list[str]
+        self, word: str, model: nn.Module, aim: Objective, eager: StepEngine, notes: list[str]
     ) -> StepEngine | None:
         """Make the engine of Triton's kernels, tried beside the eager one; note why there is none.
 
         What is wrong on a machine that they were never run on may show in any way: it is said, and
-        trained around.
+        trained around. ``word`` is the request, ``"triton"`` or ``"persistent"``.
         """
-        plain = self.autocast is None and not self.tf32 and self.resident and self.group is None
+        plain = self.autocast is None and self.resident and self.group is None
         if not (plain and takes_triton(model, self.images, aim, self.state)):
             notes.append(
-                "--triton: its kernels train a plain vaebench.VAE with one hidden layer and ReLU, "
-                "in float32, in one process, on CUDA; trained without"
+                f"--{word}: Triton's kernels train a plain vaebench.VAE with one hidden layer and "
+                "ReLU, without autocast, in one process, on CUDA; trained without"
             )
             return None
-        engine = StepEngine(model, self.images, by_triton(model, aim, self.state), *self.words)
+        kind = PersistentEngine if word == "persistent" else StepEngine
+        rounding = ROUNDED if self.tf32 else FLOAT32
+        step = by_triton(model, aim, self.state, "tf32" if self.tf32 else "ieee")
+        engine = kind(model, self.images, step, *self.words)
         sizes = [min(4 * self.batch_size, len(self.images)), len(self.images) % self.batch_size]
         try:
             engine.warm_up()
-            wrong = disagreement(engine, eager, [size for size in sizes if size])
+            wrong = disagreement(engine, eager, [size for size in sizes if size], rounding)
         except Exception as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             wrong = f"{type(error).__name__}: {(lines or ['no reason given'])[0]}"
         if wrong is None:
             return engine
         warnings.warn(f"Triton's kernels go wrong here ({wrong}); training without", stacklevel=3)
-        notes.append(f"--triton: its kernels went wrong here ({wrong}); trained without")
+        notes.append(f"--{word}: Triton's kernels went wrong here ({wrong}); trained without")
         return None
 
     def idle(self) -> None:

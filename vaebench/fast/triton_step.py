@@ -1,44 +1,51 @@
-"""Whole steps of a fully connected VAE by eight kernels: gather, forward, backward, Adam.
+"""Whole steps of a fully connected VAE by Triton kernels: gather, forward, backward, Adam.
 
 A step of PyTorch's operators is some seventy kernels on a GPU, most of them so short that starting
-them takes longest. Here (``triton_kernels.py``) what follows a product is done to its tiles before
-they are stored: activation, likelihood, or Adam's update, so that no gradient of a weight is ever
-stored; and every product that has an image in it gathers the image itself. The arithmetic is
-float32, as in the eager step, which is its plain twin.
+them takes longest. Here what follows a product is done to its tiles before they are stored:
+activation, likelihood, or Adam's update, so that no gradient of a weight is ever stored; and every
+product that has an image in it gathers the image itself. The arithmetic is float32, as in the
+eager step, which is its plain twin. What is left is five phases, each of which waits for the one
+before (``triton_tiles.py``):
 
-Each kernel waits for the one before:
+1. encode: the images' hidden units, and what each adds to mu and logvar; the updates' rates.
+2. score: z, the logits, both terms of the ELBO, and the slope along the logits.
+3. decode back: that slope carried back to the decoder's hidden units, and what they add to z's.
+4. sample back: the slopes of mu and logvar, and of the encoder's hidden units. Beside it the output
+   layer is updated, whose weights 3 still had to read as they were.
+5. learn: the updates of the other layers; the totals.
 
-1. ``encode``: the images' hidden units; and the rates of Adam's updates in this step.
-2. ``sample``: mu, logvar, z, the KL, and the decoder's hidden units.
-3. ``score``: the logits, the likelihood, and its slope.
-4. ``decode_back``: that slope carried back to the decoder's hidden units.
-5. ``learn``: the output layer, whose weights 4 still had to read as they were.
-6. ``sample_back``: the slopes of mu and logvar, and of the encoder's hidden units.
-7. ``learn_small``: the three layers beside z; and the totals.
-8. ``learn``: the first layer.
+:func:`triton_step` starts a kernel for each phase, five a step, to be replayed from a CUDA graph.
+:class:`PersistentEngine` starts one for many steps, in which all programs, as many as the GPU runs
+at once, meet after each phase: parameters and moments are loaded, and stay in its second-level
+cache, from the first step to the last.
 
-Prediction, not measured: replayed from a CUDA graph, 25 to 45 microseconds a step of 784-400-20
-with 128 images on an H100, most of it in the four products with 784 in them and in starting.
+Prediction, not measured: replayed from a CUDA graph, 20 to 30 microseconds a step of 784-400-20
+with 128 images on an H100, and 15 to 25 in one kernel, most of it in the four products with 784 in
+them; a meeting is taken to cost about one microsecond, a kernel of a graph two.
 
 Triton compiles the kernels when a model's first step is run; that takes seconds, which steps of
 other batch sizes do not take again.
 """
 
+import contextlib
 import importlib.util
 import math
-from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from vaebench.elbo import Objective
-from vaebench.fast.step import Optimizer, Step
+from vaebench.engine import Sums
+from vaebench.fast.step import Optimizer, Step, StepEngine
+from vaebench.machine import best_seconds
 from vaebench.model import VAE, is_altered
 
 MOST_LATENT = 128  # a row of z, padded, is held by one program
 OLDEST = (8, 0)  # compute capability: what Triton's products are made for
 PRECISIONS = ("ieee", "tf32x3", "tf32")
+TRIAL = 64  # steps by which a number of programs is judged
 
 
 class Moments(Protocol):
@@ -72,21 +79,13 @@ class Sizes(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Tiles: rows of the batch, short and tall; columns, narrow and wide; length of a piece."""
+    """Tiles: short or tall by narrow or wide; and the length of a piece of what is summed up."""
 
     short: int = 16
     tall: int = 32
     narrow: int = 32
     wide: int = 64
     piece: int = 32
-
-
-class Launch(NamedTuple):
-    """One kernel of a step: its name, its programs along each axis, its arguments by name."""
-
-    kernel: str
-    grid: tuple[int, ...]
-    arguments: dict[str, Any]
 
 
 def takes(model: nn.Module, images: Tensor, objective: Objective, optimizer: Optimizer) -> bool:
@@ -172,18 +171,15 @@ def _sizes(model: VAE) -> Sizes:
     return Sizes(layers.encoder.in_features, layers.encoder.out_features, latent, padded)
 
 
-def _tensors(model: VAE, state: Moments) -> dict[str, dict[str, Tensor]]:
-    """Of each layer, by the kernels' names: weight, bias, and the moments of both."""
+def _tensors(model: VAE, state: Moments) -> dict[str, Tensor]:
+    """Weights and biases by the kernel's names, and the moments of each."""
     place = {id(p): i for i, p in enumerate(state.params)}
-
-    def of(layer: nn.Linear) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for name in ("weight", "bias"):
-            i = place[id(getattr(layer, name))]
+    found: dict[str, Tensor] = {}
+    for layer, linear in _layers_of(model)._asdict().items():
+        for kind in ("weight", "bias"):
+            i, name = place[id(getattr(linear, kind))], f"{layer}_{kind}"
             found |= {name: state.params[i], f"{name}_m": state.m[i], f"{name}_v": state.v[i]}
-        return found
-
-    return {name: of(layer) for name, layer in _layers_of(model)._asdict().items()}
+    return found
 
 
 def _pieces(n: int, block: int) -> int:
@@ -191,14 +187,18 @@ def _pieces(n: int, block: int) -> int:
 
 
 class Space:
-    """What a step of one batch size passes from kernel to kernel; float32, on the device.
+    """What a step of one batch size passes from phase to phase; float32, on the device.
 
     ``hidden``, ``decoded`` and their slopes are (B, H); ``mu``, ``logvar``, ``z`` and slopes
-    (B, Z); ``slope``, along the logits, (B, D); ``recon`` and ``kl`` sums by programs, in nats.
+    (B, Z); ``slope``, along the logits, (B, D). ``heads`` and ``along`` hold parts of mu and
+    logvar, and of the slope along z; ``recon`` and ``kl`` sums of tiles, in nats. ``arrived`` is
+    int32, and 0 between launches.
     """
 
     def __init__(self, batch: int, sizes: Sizes, blocks: Blocks, device: torch.device) -> None:
-        if batch * max(sizes.pixels, sizes.hidden, sizes.latent) >= 2**31:
+        parts = _pieces(sizes.hidden, blocks.narrow)
+        largest = max(sizes.pixels, sizes.hidden, 2 * parts * sizes.latent)
+        if batch * largest >= 2**31:
             raise ValueError(f"a batch of {batch} images is too large for the kernels' numbers")
 
         def empty(*shape: int) -> Tensor:
@@ -209,157 +209,62 @@ class Space:
         self.hidden_slope, self.decoded_slope = empty(*hidden), empty(*hidden)
         self.mu, self.logvar, self.z = empty(*latent), empty(*latent), empty(*latent)
         self.mu_slope, self.logvar_slope = empty(*latent), empty(*latent)
+        self.heads, self.along = empty(2, parts, *latent), empty(parts, *latent)
         self.slope = empty(batch, sizes.pixels)
-        self.kl = empty(_pieces(batch, blocks.short))
-        tiles = _pieces(batch, blocks.tall) * _pieces(sizes.pixels, blocks.narrow)
-        self.recon = empty(tiles)
+        rows = _pieces(batch, blocks.tall)
+        self.kl, self.recon = empty(rows), empty(rows * _pieces(sizes.pixels, blocks.narrow))
         self.rates = empty(2)
+        self.arrived = torch.zeros(1, dtype=torch.int32, device=device)
 
 
 class Plan(NamedTuple):
-    """The kernels of a step of one model, with their arguments."""
+    """What is known of the steps of one model before its images are."""
 
     sizes: Sizes
     blocks: Blocks
-    layers: Mapping[str, Mapping[str, Tensor]]
     state: Moments
-    beta: float
-    precision: str
+    fixed: dict[str, Any]  # the kernel's arguments that are the same in every step, by name
 
     @classmethod
     def of(cls, model: VAE, objective: Objective, state: Moments, precision: str) -> "Plan":
         """Plan the steps of what the kernels :func:`take <takes>`."""
-        layers, beta = _tensors(model, state), float(objective.beta)
-        return cls(_sizes(model), Blocks(), layers, state, beta, precision)
+        sizes, blocks = _sizes(model), Blocks()
+        constants: dict[str, Any] = {"PIXELS": sizes.pixels, "HIDDEN": sizes.hidden}
+        constants |= {"LATENT": sizes.latent, "Z": sizes.padded, "PRECISION": precision}
+        constants |= {name.upper(): value for name, value in blocks._asdict().items()}
+        numbers = {"beta": float(objective.beta), "epsilon": float(state.eps)}
+        tensors = {"step": state.step, "lr": state.lr, **_tensors(model, state)}
+        return cls(sizes, blocks, state, {**constants, **numbers, **tensors})
 
     def space(self, batch: int, device: torch.device) -> Space:
         """Take memory for steps of so many images."""
         return Space(batch, self.sizes, self.blocks, device)
 
-    def launches(
+    def arguments(
         self, images: Tensor, index: Tensor, noise: Tensor, totals: Tensor, space: Space
-    ) -> list[Launch]:
-        """Give them in order. Programs, in comments, are of 784-400-20 and 128 images."""
-        batch = len(index)
-        source = {"images": images, "index": index, "count": len(images)}
-        return [
-            *self._forward(batch, source, noise, space),
-            *self._backward(batch, source, noise, totals, space),
-        ]
-
-    def _forward(
-        self, batch: int, source: Mapping[str, Any], noise: Tensor, space: Space
-    ) -> list[Launch]:
-        short, tall, narrow, wide, _ = self.blocks
-        d, h, *_ = self.sizes
-        bytewise = source["images"].dtype == torch.uint8
-        encode = {
-            **source, **self._plain("encoder"), "hidden": space.hidden, "step": self.state.step,
-            "lr": self.state.lr, "rates": space.rates, "PIXELS": d, "BYTES": bytewise,
-        }  # fmt: skip
-        sample = {
-            "hidden": space.hidden, **self._plain("decoder"), **self._heads("weight", "bias"),
-            "noise": noise, "mu": space.mu, "logvar": space.logvar, "z": space.z,
-            "decoded": space.decoded, "kl": space.kl, **self._latents(),
-        }  # fmt: skip
-        score = {
-            **source, "decoded": space.decoded, **self._plain("output"), "slope": space.slope,
-            "recon": space.recon, "PIXELS": d, "BYTES": bytewise,
-        }  # fmt: skip
-        return [
-            self._launch("encode", (batch, h), (short, narrow), encode),  # 8 x 13
-            self._launch("sample", (batch, h), (short, wide), sample),  # 8 x 7
-            self._launch("score", (batch, d), (tall, narrow), score),  # 4 x 25
-        ]
-
-    def _backward(
-        self, batch: int, source: Mapping[str, Any], noise: Tensor, totals: Tensor, space: Space
-    ) -> list[Launch]:
-        short, tall, narrow, wide, _ = self.blocks
-        d, h, *_ = self.sizes
-        decode_back = {
-            "slope": space.slope, "weight": self.layers["output"]["weight"],
-            "decoded": space.decoded, "decoded_slope": space.decoded_slope, "PIXELS": d,
-        }  # fmt: skip
-        sample_back = {
-            "decoded_slope": space.decoded_slope, "weight": self.layers["decoder"]["weight"],
-            "noise": noise, "mu": space.mu, "logvar": space.logvar, **self._heads("weight"),
-            "hidden": space.hidden, "mu_slope": space.mu_slope,
-            "logvar_slope": space.logvar_slope, "hidden_slope": space.hidden_slope,
-            "beta": self.beta, **self._latents(),
-        }  # fmt: skip
-        output = self._learning("output", space.slope, space.decoded, source, space, gather=False)
-        images = source["images"]
-        first = self._learning("encoder", space.hidden_slope, images, source, space, gather=True)
-        return [
-            self._launch("decode_back", (batch, h), (short, narrow), decode_back, batch),  # 8 x 13
-            self._launch("learn", (d, h), (tall, wide), output, batch),  # 25 x 7
-            self._launch("sample_back", (batch, h), (short, wide), sample_back, batch),  # 8 x 7
-            self._small(batch, totals, space),  # 3 x 13 + 1
-            self._launch("learn", (h, d), (tall, wide), first, batch),  # 13 x 13
-        ]
-
-    def _launch(
-        self,
-        kernel: str,
-        shape: tuple[int, int],
-        tile: tuple[int, int],
-        arguments: dict[str, Any],
-        batch: int = 0,
-    ) -> Launch:
-        """Cover a result of this shape by tiles; its rows are the batch unless it is given."""
-        common = {"batch": batch or shape[0], "PRECISION": self.precision}
-        if kernel != "learn":  # which has the sizes of its own layer
-            common["HIDDEN"] = self.sizes.hidden
-        cut = {"BM": tile[0], "BN": tile[1], "BK": self.blocks.piece}
-        grid = tuple(_pieces(n, block) for n, block in zip(shape, tile, strict=True))
-        return Launch(kernel, grid, {**arguments, **common, **cut})
-
-    def _small(self, batch: int, totals: Tensor, space: Space) -> Launch:
-        """Make the launch of the layers beside z."""
-        arguments = {
-            **{f"{layer}_{name}": tensor
-               for layer in ("mu", "logvar", "decoder")
-               for name, tensor in self.layers[layer].items()},
-            "hidden": space.hidden, "mu_slope": space.mu_slope,
-            "logvar_slope": space.logvar_slope, "z": space.z,
-            "decoded_slope": space.decoded_slope, "rates": space.rates,
-            "epsilon": float(self.state.eps), "recon": space.recon, "kl": space.kl,
-            "totals": totals, "batch": batch, "recons": len(space.recon), "kls": len(space.kl),
-            "HIDDEN": self.sizes.hidden, **self._latents(), "PRECISION": self.precision,
-            "BN": self.blocks.narrow, "BK": self.blocks.piece,
-        }  # fmt: skip
-        return Launch(
-            "learn_small", (3 * _pieces(self.sizes.hidden, self.blocks.narrow) + 1,), arguments
-        )
-
-    def _learning(
-        self,
-        layer: str,
-        slope: Tensor,
-        inputs: Tensor,
-        source: Mapping[str, Any],
-        space: Space,
-        *,
-        gather: bool,
     ) -> dict[str, Any]:
-        """Give the arguments of ``learn`` for a layer."""
-        out, into = self.layers[layer]["weight"].shape
+        """All arguments of the kernel, by name, but the phase; steps are as large as ``space``."""
+        batch, _ = space.hidden.shape
         return {
-            **self.layers[layer], "slope": slope, "inputs": inputs, "index": source["index"],
-            "count": source["count"], "rates": space.rates, "epsilon": float(self.state.eps),
-            "OUT": out, "IN": into, "GATHERED": gather,
-            "BYTES": gather and inputs.dtype == torch.uint8,
+            **self.fixed, **vars(space), "images": images, "index": index, "noise": noise,
+            "totals": totals, "count": len(images), "batch": batch, "kls": len(space.kl),
+            "recons": len(space.recon), "steps": len(index) // batch,
+            "BYTES": images.dtype == torch.uint8,
         }  # fmt: skip
 
-    def _plain(self, layer: str) -> dict[str, Tensor]:
-        return {name: self.layers[layer][name] for name in ("weight", "bias")}
-
-    def _heads(self, *names: str) -> dict[str, Tensor]:
-        return {f"{head}_{n}": self.layers[head][n] for head in ("mu", "logvar") for n in names}
-
-    def _latents(self) -> dict[str, int]:
-        return {"LATENT": self.sizes.latent, "Z": self.sizes.padded}
+    def tiles(self, batch: int) -> list[int]:
+        """Tiles of each phase; in comments those of 784-400-20 and 128 images."""
+        d, h, *_ = self.sizes
+        short, tall, narrow, wide, _ = self.blocks
+        units = _pieces(h, narrow)
+        back = _pieces(batch, short) * units
+        return [
+            back,  # 8 x 13
+            _pieces(batch, tall) * _pieces(d, narrow),  # 4 x 25
+            back,  # 8 x 13
+            back + _pieces(d, tall) * _pieces(h, wide),  # 8 x 13 + 25 x 7
+            _pieces(h, tall) * _pieces(d, wide) + 3 * units + 1,  # 13 x 13 + 3 x 13 + 1
+        ]
 
 
 def triton_step(
@@ -378,25 +283,102 @@ def triton_step(
         precision: of the factors of products: ``"ieee"``, float32; ``"tf32"``, rounded;
             ``"tf32x3"``, in three parts, nearly float32. As Triton's ``input_precision``.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision is {precision!r}: it must be one of {PRECISIONS}")
-    plan = Plan.of(cast(VAE, model), objective, cast(Moments, optimizer), precision)
-    spaces: dict[int, Space] = {}
+    return _Phases(model, objective, optimizer, precision)
 
-    @torch.no_grad()
-    def step(images: Tensor, index: Tensor, eps: Tensor, totals: Tensor) -> None:
-        import vaebench.fast.triton_kernels as kernels
 
-        _check(images, index, eps, totals, plan.sizes)
-        batch = len(index)
-        if batch not in spaces:
-            spaces[batch] = plan.space(batch, images.device)
-        # Triton starts kernels on torch's current device, which need not be the images'.
-        with torch.cuda.device_of(images):
-            for launch in plan.launches(images, index, eps, totals, spaces[batch]):
-                getattr(kernels, launch.kernel)[launch.grid](**launch.arguments)
+class _Phases:
+    """A step, phase by phase, and many steps in one launch."""
 
-    return step
+    def __init__(
+        self, model: nn.Module, objective: Objective, optimizer: Optimizer, precision: str
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision is {precision!r}: it must be one of {PRECISIONS}")
+        self.plan = Plan.of(cast(VAE, model), objective, cast(Moments, optimizer), precision)
+        self.spaces: dict[int, Space] = {}  # by the images of a step
+
+    def __call__(self, images: Tensor, index: Tensor, eps: Tensor, totals: Tensor) -> None:
+        """Train one step; see :data:`vaebench.fast.step.Step`."""
+        arguments = self._arguments(images, index, eps, totals, len(index))
+        with torch.no_grad(), torch.cuda.device_of(images):
+            for phase, tiles in enumerate(self.plan.tiles(len(index)), start=1):
+                _kernel()[(tiles,)](**arguments, PHASE=phase)
+
+    def many(
+        self, images: Tensor, index: Tensor, eps: Tensor, totals: Tensor, batch: int, programs: int
+    ) -> None:
+        """Train on batches of ``batch`` images, in one launch; ``index`` is a multiple of it.
+
+        Its programs wait for each other: the GPU must run so many at once, and else refuses.
+        """
+        arguments = self._arguments(images, index, eps, totals, batch)
+        with torch.no_grad(), torch.cuda.device_of(images):
+            arguments["arrived"].zero_()
+            _kernel()[(programs,)](**arguments, PHASE=0, launch_cooperative_grid=True)
+
+    def _arguments(
+        self, images: Tensor, index: Tensor, eps: Tensor, totals: Tensor, batch: int
+    ) -> dict[str, Any]:
+        _check(images, index, eps, totals, self.plan.sizes)
+        if batch not in self.spaces:
+            self.spaces[batch] = self.plan.space(batch, images.device)
+        return self.plan.arguments(images, index, eps, totals, self.spaces[batch])
+
+
+def _kernel() -> Any:
+    """Import the kernel: only here, as it needs Triton.
+
+    Triton starts kernels on torch's current device, which need not be the images'.
+    """
+    from vaebench.fast.triton_kernels import train
+
+    return train
+
+
+class PersistentEngine(StepEngine):
+    """Trains many steps in one launch of one kernel; see :class:`vaebench.engine.Engine`.
+
+    Args:
+        model: one that the kernels :func:`take <takes>`, with the rest.
+        images: (N, ...) uint8 or float32, on the device.
+        step: from :func:`triton_step`.
+        words: as of :class:`~vaebench.fast.step.StepEngine`.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor, step: Step, *words: Any) -> None:
+        super().__init__(model, images, step, *words)
+        self.phases = cast(_Phases, step)
+        self.programs = 1  # the interpreter's
+        if self.device.type == "cuda":
+            about = torch.cuda.get_device_properties(self.device)
+            self.programs = about.multi_processor_count
+
+    def warm_up(self) -> None:
+        """Run a step of each size, and try twice as many programs; leave no trace."""
+        super().warm_up()
+        if self.device.type != "cuda":
+            return
+        count = min(TRIAL * self.batch_size, len(self.images))
+        run = partial(self.epoch, torch.arange(count, device=self.device), self.no_noise(count))
+        one, seconds = self.programs, {}
+        with self.unchanged():
+            for programs in (one, 2 * one):
+                self.programs = programs
+                with contextlib.suppress(RuntimeError):  # the GPU does not run so many at once
+                    seconds[programs] = best_seconds(run, self.device, budget=0.1)
+        self.programs = min(seconds, key=seconds.__getitem__, default=one)
+
+    def epoch(self, order: Tensor, noise: Tensor) -> Sums:
+        """Train on the images at ``order``; see :meth:`vaebench.engine.Engine.epoch`."""
+        self.model.train()
+        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
+        whole = len(order) - len(order) % self.batch_size
+        for part, batch in ((slice(0, whole), self.batch_size), (slice(whole, None), 0)):
+            index, eps = order[part], noise[part]
+            if len(index):
+                batch = batch or len(index)
+                self.phases.many(self.images, index, eps, totals, batch, self.programs)
+        return Sums(totals[0], totals[1], len(order))
 
 
 def _check(images: Tensor, index: Tensor, eps: Tensor, totals: Tensor, sizes: Sizes) -> None:
