@@ -169,7 +169,7 @@ def persistent(case: Case, programs: int, seed: int, *, late: bool = False) -> d
 
     Whether both leave the same bits; their sums of recon and kl; and the number of steps.
     """
-    from tests.triton_turns import in_turns  # needs Triton
+    from tests.triton_interpreter import in_turns  # needs Triton
 
     found = []
     for whole in (True, False):
@@ -372,6 +372,9 @@ def refused(case: Case) -> dict[str, str]:
 
 def main() -> None:
     """Print everything."""
+    from tests.triton_interpreter import mend
+
+    mend()
     torch.set_num_threads(1)
     odd = CASES["odd"]
     found = {

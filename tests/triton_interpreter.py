@@ -1,4 +1,4 @@
-"""Triton's interpreter, with all programs of a launch under way at the same time.
+"""Triton's interpreter, mended, and with all programs of a launch under way at the same time.
 
 As it is, it runs one program to its end before the next: a kernel whose programs wait for each
 other would never end. Here they take turns, in a random order: one runs until it has done an
@@ -80,6 +80,17 @@ class _Program:
         """Let others run; called in its own thread."""
         self.others.release()
         self.mine.acquire()
+
+
+def mend() -> None:
+    """Let Triton 3.6 read a number out of an array of one, as NumPy 2.5 does not by itself."""
+    patch: Any = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, *scope: Any) -> None:
+        patch(tensor, *scope)
+        tensor.__index__ = lambda self: self.handle.data.item()
+
+    interpreter._patch_lang_tensor = patched
 
 
 @contextlib.contextmanager
