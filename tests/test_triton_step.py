@@ -16,7 +16,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.triton_cases import CASES, PERSISTENT, Case, at_once, compare, model_of, new, numbers_of
+from tests.triton_cases import (
+    CASES,
+    PERSISTENT,
+    ROUNDED,
+    Case,
+    at_once,
+    compare,
+    in_parts,
+    model_of,
+    new,
+    numbers_of,
+    ours,
+)
 from vaebench import VAE
 from vaebench.elbo import Objective
 from vaebench.fast.adam import AdamState
@@ -55,6 +67,18 @@ def _judge(case: Case, got: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_eager_step(case: str, found: dict[str, Any]) -> None:
     _judge(CASES[case], found["cases"][case])
+
+
+@pytest.mark.parametrize("case", ROUNDED)
+def test_products_in_parts_are_float32s(case: str, found: dict[str, Any]) -> None:
+    _judge(CASES[case], found["in parts"][case])
+
+
+def test_factors_of_10_bits_are_near(found: dict[str, Any]) -> None:
+    """Near enough for the trial on a GPU to let pass, and not so near that it need not."""
+    for name, wrong in found["rounded"].items():
+        assert wrong["rounded"] is None, name
+        assert wrong["float32"] is not None, name
 
 
 def test_a_changed_learning_rate_acts(found: dict[str, Any]) -> None:
@@ -183,9 +207,10 @@ def test_compiles_ahead_of_time(dtype: torch.dtype, precision: str, phase: int) 
 
 
 @needs_cuda
+@pytest.mark.parametrize("make", [ours, in_parts])
 @pytest.mark.parametrize("case", CASES)
-def test_cuda_equals_the_eager_step(case: str) -> None:
-    _judge(CASES[case], compare(CASES[case], torch.device("cuda", 0)))
+def test_cuda_equals_the_eager_step(case: str, make: Any) -> None:
+    _judge(CASES[case], compare(CASES[case], torch.device("cuda", 0), make))
 
 
 @needs_cuda

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vaebench import VAE
 from vaebench.elbo import Objective
+from vaebench.fast import selfcheck
 from vaebench.fast.adagrad import AdagradState
 from vaebench.fast.adam import AdamState
 from vaebench.fast.loader import gather
@@ -57,6 +58,8 @@ PERSISTENT = (
     ("whole", 4, 0),
     ("several", 7, 1),
 )
+# Those that are trained with factors of 10 bits, or of parts of 10 bits, too.
+ROUNDED = ("whole", "odd floats")
 
 
 def images_of(case: Case, device: torch.device = CPU) -> Tensor:
@@ -96,9 +99,14 @@ def eager(model: nn.Module, case: Case, state: AdamState) -> Step:
     return make_step(model, Objective(beta=case.beta), state, gather, None)
 
 
-def ours(model: nn.Module, case: Case, state: AdamState) -> Step:
+def ours(model: nn.Module, case: Case, state: AdamState, precision: str = "ieee") -> Step:
     """Make the step of kernels."""
-    return triton_step(model, Objective(beta=case.beta), state)
+    return triton_step(model, Objective(beta=case.beta), state, precision)
+
+
+def in_parts(model: nn.Module, case: Case, state: AdamState) -> Step:
+    """Make the step of kernels that multiply float32 by its parts of 10 bits."""
+    return ours(model, case, state, "tf32x3")
 
 
 def at_once(model: VAE, case: Case, state: AdamState, images: Tensor) -> PersistentEngine:
@@ -185,6 +193,18 @@ def persistent(case: Case, programs: int, seed: int, *, late: bool = False) -> d
     pairs = zip(state.tensors(), other.tensors(), strict=True)
     same = mine == phases and all(torch.equal(a, b) for a, b in pairs)
     return {"same": same, "sums": mine, "phases": phases, "steps": state.step.item()}
+
+
+def rounded(case: Case) -> dict[str, str | None]:
+    """Whether kernels with factors of 10 bits pass beside the eager step, by each tolerance."""
+    model, state, _, images = new(case)
+    words = (state, case.batch, case.latent)
+    step = ours(model, case, state, "tf32")
+    eagerly = StepEngine(model, images, eager(model, case, state), *words)
+    engine = StepEngine(model, images, step, *words)
+    tolerances = {"rounded": selfcheck.ROUNDED, "float32": selfcheck.FLOAT32}
+    pieces = [case.images]
+    return {n: selfcheck.disagreement(engine, eagerly, pieces, t) for n, t in tolerances.items()}
 
 
 def impatient(case: Case) -> dict[str, Any]:
@@ -379,6 +399,8 @@ def main() -> None:
     odd = CASES["odd"]
     found = {
         "cases": {name: compare(case) for name, case in CASES.items()},
+        "in parts": {name: compare(CASES[name], mine=in_parts) for name in ROUNDED},
+        "rounded": {name: rounded(CASES[name]) for name in ROUNDED},
         "changed rate": changed_rate(odd),
         "repeated": repeated(odd),
         "persistent": {

@@ -33,9 +33,10 @@ class Tolerance(NamedTuple):
 
 
 FLOAT32 = Tolerance(1e-3, 1e-5)
-# Where both engines round factors to 10 bits, but not alike: Adam turns a slope's relative error
-# into a step's, and small slopes have large ones.
-ROUNDED = Tolerance(0.1, 1e-3)
+# Where both engines round factors to 10 bits, but not alike. Small slopes, such as a bias has, then
+# differ in sign, and Adam makes whole steps of them: 0.3 of a change was seen. What is plainly
+# wrong, as a tensor left as it was, is off by 1 of its change or more.
+ROUNDED = Tolerance(0.5, 5e-3)
 
 
 class Outcome(NamedTuple):
