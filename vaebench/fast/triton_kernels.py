@@ -27,20 +27,22 @@ BROKEN = tl.constexpr(1 << 30)
 
 
 @triton.jit
-def _meet(arrived, goal):
-    """Wait until ``goal`` programs have come here, counted over the whole launch.
+def _meet(arrived, met):
+    """Wait until all programs have come here; ``met`` is what the last call gave, 0 at first.
 
     What any of them wrote before is then seen by all. A program that waits for seconds breaks the
     meeting, and all later ones: a launch that not all programs take part in ends all the same.
     """
+    met += tl.num_programs(0)
     tl.debug_barrier()  # all of this program's threads are done, before one of them says so
     tl.atomic_add(arrived, 1, sem="release")
     looks = 0
-    while (tl.atomic_add(arrived, 0, sem="acquire") < goal) & (looks < PATIENCE):
+    while (tl.atomic_add(arrived, 0, sem="acquire") < met) & (looks < PATIENCE):
         looks += 1
     if looks == PATIENCE:
         tl.atomic_max(arrived, BROKEN)
     tl.debug_barrier()
+    return met
 
 
 @triton.jit(do_not_specialize=UNSPECIAL, do_not_specialize_on_alignment=UNALIGNED)
@@ -55,7 +57,7 @@ def train(
     output_bias_v, epsilon, beta, batch, count, recons, kls, steps, PHASE: tl.constexpr,
     PIXELS: tl.constexpr, HIDDEN: tl.constexpr, LATENT: tl.constexpr, Z: tl.constexpr,
     BYTES: tl.constexpr, PRECISION: tl.constexpr, SHORT: tl.constexpr, NARROW: tl.constexpr,
-    TALL: tl.constexpr, WIDE: tl.constexpr, PIECE: tl.constexpr,
+    TALL: tl.constexpr, WIDE: tl.constexpr, PIECE: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
     """Train ``steps`` steps on as many batches from ``index`` and ``noise`` on; or a PHASE of one.
 
@@ -68,7 +70,7 @@ def train(
     encoders: tl.constexpr = ((HIDDEN + TALL - 1) // TALL) * ((PIXELS + WIDE - 1) // WIDE)
     outputs: tl.constexpr = ((PIXELS + TALL - 1) // TALL) * ((HIDDEN + WIDE - 1) // WIDE)
     short = tl.cdiv(batch, SHORT) * units
-    goal = 0
+    met = 0
     for _ in range(steps):
         if PHASE <= 1:
             if program == 0:
@@ -77,11 +79,10 @@ def train(
                 encode_tile(
                     tile, images, index, encoder_weight, encoder_bias, mu_weight, logvar_weight,
                     hidden, heads, batch, count,
-                    PIXELS, HIDDEN, LATENT, Z, BYTES, PRECISION, SHORT, NARROW, PIECE,
+                    PIXELS, HIDDEN, LATENT, Z, BYTES, PRECISION, SHORT, NARROW, LONG,
                 )  # fmt: skip
         if PHASE == 0:
-            goal += programs
-            _meet(arrived, goal)
+            met = _meet(arrived, met)
         if PHASE == 0 or PHASE == 2:
             for tile in range(program, recons, programs):
                 score_tile(
@@ -91,17 +92,15 @@ def train(
                     PIXELS, HIDDEN, LATENT, Z, BYTES, PRECISION, TALL, NARROW, PIECE,
                 )  # fmt: skip
         if PHASE == 0:
-            goal += programs
-            _meet(arrived, goal)
+            met = _meet(arrived, met)
         if PHASE == 0 or PHASE == 3:
             for tile in range(program, short, programs):
                 decode_back_tile(
                     tile, slope, output_weight, decoder_weight, decoded, decoded_slope, along,
-                    batch, PIXELS, HIDDEN, LATENT, Z, PRECISION, SHORT, NARROW, PIECE,
+                    batch, PIXELS, HIDDEN, LATENT, Z, PRECISION, SHORT, NARROW, LONG,
                 )  # fmt: skip
         if PHASE == 0:
-            goal += programs
-            _meet(arrived, goal)
+            met = _meet(arrived, met)
         if PHASE == 0 or PHASE == 4:
             for tile in range(program, short + outputs, programs):
                 if tile < short:
@@ -118,8 +117,7 @@ def train(
                         PIXELS, HIDDEN, False, False, PRECISION, TALL, WIDE, PIECE,
                     )  # fmt: skip
         if PHASE == 0:
-            goal += programs
-            _meet(arrived, goal)
+            met = _meet(arrived, met)
         if PHASE == 0 or PHASE == 5:
             for tile in range(program, encoders + 3 * units + 1, programs):
                 if tile < encoders:
@@ -152,8 +150,7 @@ def train(
                 else:
                     add_up(totals, recon, kl, recons, kls)
         if PHASE == 0:
-            goal += programs
-            _meet(arrived, goal)
+            met = _meet(arrived, met)
         index += batch
         noise += batch * LATENT
     if PHASE == 0 and program == 0:  # noqa: SIM102 - Triton's own "and" would run both

@@ -52,6 +52,8 @@ OLDEST = (8, 0)  # compute capability: what Triton's products are made for
 # Of the factors of products: the first two are float32's, as the tests of equality have it.
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 FINE = PRECISIONS[:2]
+# Pieces of a product's factors that are loaded ahead, one less: their latency is most of its time.
+STAGES = {"num_stages": 4}
 TRIAL = 64  # steps by which a number of programs is judged
 
 
@@ -86,13 +88,14 @@ class Sizes(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Tiles: short or tall by narrow or wide; and the length of a piece of what is summed up."""
+    """Tiles: short or tall by narrow or wide; pieces of what is summed up, long ones of pixels."""
 
     short: int = 16
     tall: int = 32
     narrow: int = 32
     wide: int = 64
     piece: int = 32
+    long: int = 64
 
 
 def takes(model: nn.Module, images: Tensor, objective: Objective, optimizer: Optimizer) -> bool:
@@ -262,7 +265,7 @@ class Plan(NamedTuple):
     def tiles(self, batch: int) -> list[int]:
         """Tiles of each phase; in comments those of 784-400-20 and 128 images."""
         d, h, *_ = self.sizes
-        short, tall, narrow, wide, _ = self.blocks
+        short, tall, narrow, wide, *_ = self.blocks
         units = _pieces(h, narrow)
         back = _pieces(batch, short) * units
         return [
@@ -309,7 +312,7 @@ class _Phases:
         arguments = self._arguments(images, index, eps, totals, len(index))
         with torch.no_grad(), torch.cuda.device_of(images):
             for phase, tiles in enumerate(self.plan.tiles(len(index)), start=1):
-                _kernel()[(tiles,)](**arguments, PHASE=phase)
+                _kernel()[(tiles,)](**arguments, PHASE=phase, **STAGES)
 
     def many(
         self, images: Tensor, index: Tensor, eps: Tensor, totals: Tensor, batch: int, programs: int
@@ -321,7 +324,7 @@ class _Phases:
         arguments = self._arguments(images, index, eps, totals, batch)
         with torch.no_grad(), torch.cuda.device_of(images):
             arguments["arrived"].zero_()
-            _kernel()[(programs,)](**arguments, PHASE=0, launch_cooperative_grid=True)
+            _kernel()[(programs,)](**arguments, PHASE=0, **STAGES, launch_cooperative_grid=True)
 
     def _arguments(
         self, images: Tensor, index: Tensor, eps: Tensor, totals: Tensor, batch: int

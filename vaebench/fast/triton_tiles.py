@@ -8,8 +8,8 @@ Shapes: B images of PIXELS numbers, HIDDEN units, LATENT numbers per z, padded t
 of at least 16, as products of tiles want it. Weights are (outputs, inputs), as in ``nn.Linear``;
 all matrices are row by row, without gaps. Slopes are derivatives of the loss, the mean over the
 batch, so they are divided by B where they begin. Tiles are SHORT or TALL rows by NARROW or WIDE
-columns, and a product goes over what it sums up in pieces of PIECE. What lies outside a matrix is
-read as 0.
+columns, and a product goes over what it sums up in pieces of PIECE, in phases 1 and 3, where that
+are the pixels, of LONG. What lies outside a matrix is read as 0.
 
 Nothing here is added up by atomics: each number has one writer, and is the same in every run.
 Where several tiles add to one number, each writes its part, and whoever reads it adds them up.
@@ -109,7 +109,7 @@ def encode_tile(
     hidden, heads, batch, count,
     PIXELS: tl.constexpr, HIDDEN: tl.constexpr, LATENT: tl.constexpr, Z: tl.constexpr,
     BYTES: tl.constexpr, PRECISION: tl.constexpr,
-    SHORT: tl.constexpr, NARROW: tl.constexpr, PIECE: tl.constexpr,
+    SHORT: tl.constexpr, NARROW: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
     """Phase 1, SHORT x NARROW of ``hidden`` (B, HIDDEN) = relu(x weight^T + bias), x gathered.
 
@@ -122,8 +122,8 @@ def encode_tile(
     there = rows < batch
     place = tl.load(index + rows, mask=there, other=0)
     total = tl.zeros((SHORT, NARROW), dtype=tl.float32)
-    for start in range(0, PIXELS, PIECE):
-        inner = start + tl.arange(0, PIECE)
+    for start in range(0, PIXELS, LONG):
+        inner = start + tl.arange(0, LONG)
         x = _pixels(images, place, there, inner[None, :], count, PIXELS, BYTES)
         w = _tile(encoder_weight, units[None, :], inner[:, None], HIDDEN, PIXELS)
         total = tl.dot(x, w, total, input_precision=PRECISION)
@@ -195,7 +195,7 @@ def score_tile(
 def decode_back_tile(
     tile, slope, output_weight, decoder_weight, decoded, decoded_slope, along, batch,
     PIXELS: tl.constexpr, HIDDEN: tl.constexpr, LATENT: tl.constexpr, Z: tl.constexpr,
-    PRECISION: tl.constexpr, SHORT: tl.constexpr, NARROW: tl.constexpr, PIECE: tl.constexpr,
+    PRECISION: tl.constexpr, SHORT: tl.constexpr, NARROW: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
     """Phase 3, SHORT x NARROW of ``decoded_slope`` (B, HIDDEN), before the relu.
 
@@ -207,8 +207,8 @@ def decode_back_tile(
     units = tile % PARTS * NARROW + tl.arange(0, NARROW)
     latents = tl.arange(0, Z)[None, :]
     total = tl.zeros((SHORT, NARROW), dtype=tl.float32)
-    for start in range(0, PIXELS, PIECE):
-        inner = start + tl.arange(0, PIECE)
+    for start in range(0, PIXELS, LONG):
+        inner = start + tl.arange(0, LONG)
         d = _tile(slope, rows, inner[None, :], batch, PIXELS)
         w = _tile(output_weight, inner[:, None], units[None, :], PIXELS, HIDDEN)
         total = tl.dot(d, w, total, input_precision=PRECISION)
