@@ -54,6 +54,8 @@ RUNGS: dict[str, Rung] = {
         Rung("sparse", "dark pixels left out", "graph", _SPARSE, ("cpu",)),
         Rung("likelihood", "likelihood in one pass", "sparse", _LIKELIHOOD, ("cpu",)),
         Rung("compile", "whole step in one kernel (CPU)", "likelihood", {"compile": True}),
+        Rung("triton", "five kernels a step", "compile", {"triton": True}, ("cuda",)),
+        Rung("persistent", "one kernel, many steps", "triton", {"persistent": True}, ("cuda",)),
         Rung("amp", "bf16 where it pays", "compile", {"compile": True, "amp": "auto"}),
         Rung("bf16", "bf16 forced", "compile", {"compile": True, "amp": "bf16"}),
     )
@@ -119,11 +121,15 @@ def build(
             device=device,
         )
         return reference, "float32"
-    accepted = ("compile", "amp", "native", "sparse", "fused_likelihood", "graph")
+    kernels = ("native", "triton", "persistent", "sparse", "fused_likelihood")
+    accepted = ("compile", "amp", *kernels, "graph")
     words = {word: rung.words[word] for word in accepted if word in rung.words}
     built = make_engine(model, images, Objective(), batch, LEARNING_RATE, device, **words)
     if built.actual["compile"] != words.get("compile", False):
         raise RungError(f"rung {rung.name} was not compiled: {'; '.join(built.notes)}")
+    for word in ("triton", "persistent"):
+        if built.actual[word] != words.get(word, False):
+            raise RungError(f"rung {rung.name} ran without {word}: {'; '.join(built.notes)}")
     if "graph" in words and bool(built.actual["graph"]) != words["graph"]:
         raise RungError(f"rung {rung.name} was not replayed: {'; '.join(built.notes)}")
     return built.engine, str(built.actual["amp"])
