@@ -1,6 +1,6 @@
 """Download: every wait is bounded, and a failure leaves the folder as it was.
 
-The servers are on this machine. Three tests run torchvision itself; in the others a stand-in of a
+The servers are on this machine. Four tests run torchvision itself; in the others a stand-in of a
 few lines takes its place in the child process, which then misbehaves within milliseconds.
 """
 
@@ -154,6 +154,13 @@ def test_refused_and_cut_off(root: Path) -> None:
         assert word in message
 
 
+def test_another_mirror_is_asked_after_a_damaged_file(root: Path) -> None:
+    name = next(iter(PACKED))
+    with serving({**PACKED, name: PACKED[name][:-5]}) as bad, serving(PACKED) as good:
+        fetch_mnist(root, MD5S, mirrors=[bad, good], resources=RESOURCES)
+    assert {path.name for path in (root / "MNIST" / "raw").iterdir()} == set(FILES)
+
+
 def test_server_that_never_answers(root: Path) -> None:
     with dribbling() as address:
         message = failure(
@@ -169,7 +176,7 @@ HEAD = """
 import os, sys, time, pathlib, signal
 FILES = {files!r}
 class MNIST:
-    mirrors = resources = ()
+    mirrors, resources = ("http://here/",), ()
     def __init__(self, root, train, download):
         raw = pathlib.Path(root, "MNIST", "raw")
         raw.mkdir(parents=True)

@@ -170,6 +170,7 @@ def _child() -> None:
     """Download with torchvision; the body of the child process, which ends with this function."""
     order = json.loads(sys.argv[1])
     work = Path(order["work"])
+    errors: list[Exception] = []
     threading.Thread(target=_end_with_parent, args=(work,), daemon=True).start()
     try:
         import socket
@@ -178,17 +179,24 @@ def _child() -> None:
 
         # Half of the parent's patience, so that a silent first mirror leaves time for a second.
         socket.setdefaulttimeout(order["patience"] / 2)
-        MNIST.mirrors = order["mirrors"] or MNIST.mirrors
         MNIST.resources = order["resources"] or MNIST.resources
         (work / "root").mkdir()
         (work / "ready").touch()
-        MNIST(str(work / "root"), train=False, download=True)
-    except Exception as error:  # whatever it was, the parent is to say it in one line
-        words = " ".join(f"{type(error).__name__}: {error}".split())
-        line = "".join(c if c.isprintable() else "?" for c in words[:500])
-        (work / "error").write_text(line, encoding="utf-8")
-        os._exit(1)
-    os._exit(0)  # at once: an ordinary exit would wait for libraries to unload
+        # One by one: after a damaged file torchvision 0.26 asks no other mirror.
+        for mirror in order["mirrors"] or MNIST.mirrors:
+            MNIST.mirrors = [mirror]
+            try:
+                MNIST(str(work / "root"), train=False, download=True)
+                os._exit(0)  # at once: an ordinary exit would wait for libraries to unload
+            except Exception as error:
+                errors.append(error)
+    except Exception as error:
+        errors.append(error)
+    # Whatever it was, the parent is to say it in one line.
+    words = " ".join("; ".join(f"{type(error).__name__}: {error}" for error in errors).split())
+    line = "".join(c if c.isprintable() else "?" for c in words[:500])
+    (work / "error").write_text(line, encoding="utf-8")
+    os._exit(1)
 
 
 def _end_with_parent(work: Path) -> None:
