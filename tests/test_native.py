@@ -1,6 +1,8 @@
 """The native steps: the plain eager twin's, to rounding, whatever the sizes; what is declined."""
 
 import copy
+import re
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -10,12 +12,18 @@ from torch import Tensor, nn
 
 from vaebench import VAE, InputError, fast, fit
 from vaebench.elbo import Objective
-from vaebench.fast import make_engine
+from vaebench.fast import make_engine, payoff
 from vaebench.fast.adam import AdamState
 from vaebench.fast.native import NativeEngine, takes, takes_halves
 from vaebench.fast.step import StepEngine
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _paying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let native steps win against eager ones, which on a busy machine the smallest may not."""
+    monkeypatch.setattr(fast, "race", lambda *_: payoff.Verdict(1.0, 2.0, 1))
 
 
 def _images(count: int, shape: tuple[int, ...], lit: float, dtype: torch.dtype) -> Tensor:
@@ -311,6 +319,17 @@ def test_halves_without_their_instructions_are_left_to_the_compiler(
     images = _images(20, (6, 6), 0.3, torch.uint8)
     engine = _engine(VAE((6, 6), (16,), 2), images, Objective(), 20, amp="bf16")
     assert not isinstance(engine, NativeEngine)
+
+
+def test_what_is_built_before_the_engine_counts_as_compiling(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whether bfloat16 is to be had is found out by building the kernel."""
+    monkeypatch.setattr(fast, "darkness", lambda _: time.sleep(3))
+    images = _images(20, (6, 6), 0.3, torch.uint8)
+    built = make_engine(VAE((6, 6), (16,), 2), images, Objective(), 20, 1e-3, CPU, compile=True)
+    (took,) = re.findall(r"--compile: (?:took|a compiled step took) ([\d.]+)", built.notes[-1])
+    assert float(took) >= 3
 
 
 def test_images_of_other_types_are_left_to_the_compiler() -> None:

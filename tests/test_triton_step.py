@@ -32,7 +32,7 @@ from tests.triton_cases import (
 from vaebench import VAE
 from vaebench.elbo import Objective
 from vaebench.fast.adam import AdamState
-from vaebench.fast.triton_step import STAGES, Plan, takes, triton_step
+from vaebench.fast.triton_step import OPTIONS, Plan, takes, triton_step
 
 pytest.importorskip("triton")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -193,7 +193,7 @@ def test_compiles_ahead_of_time(dtype: torch.dtype, precision: str, phase: int) 
     totals, images = torch.zeros(2, dtype=torch.float64), torch.zeros(200, 784, dtype=dtype)
     arguments = plan.arguments(images, index, noise, totals, plan.space(128, images.device))
     source = _source(train, {**arguments, "PHASE": phase})
-    options = {**STAGES, **({"launch_cooperative_grid": True} if phase == 0 else {})}
+    options = {**OPTIONS, "launch_cooperative_grid": phase == 0}
     try:
         made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     except FileNotFoundError as error:

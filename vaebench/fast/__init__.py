@@ -135,6 +135,7 @@ def make_engine(
         notes.append(explained(images, device))
     if tf32 and not rounded:
         notes.append(f"--tf32: {device} has no such products; trained in {precision.name}")
+    begun = time.perf_counter()  # to compile: kernels may be built from here on
     by_hand = compile and native and optimizer == "adam" and resident and not group
     by_hand = by_hand and takes(model, images, objective)
     by_hand = by_hand and (precision.dtype is None or takes_halves())
@@ -149,6 +150,7 @@ def make_engine(
                 network, light = with_sparse_input(model, images, shown)
             if fused_likelihood:
                 aim = with_fused_likelihood(objective, device)
+    built = time.perf_counter() - begun
     # Elsewhere, and under autocast, a library's own convolutions are the faster or finer ones.
     suits = products and device.type == "cpu" and precision.dtype is None
     count = lay_out(model) if suits else 0
@@ -182,7 +184,7 @@ def make_engine(
         if by_hand:
             ours = cast(VAE, model)
             compiled = partial(make.native, ours, objective, eager.step, sparse=light is not None)
-        paying = _paying(compiled, eager, notes, alone=group is None)
+        paying = _paying(compiled, eager, notes, built, alone=group is None)
         if paying:
             notes += [light] if light else []
             actual = {"compile": True, **common, **kernels}
@@ -352,10 +354,18 @@ def _captured(
 
 
 def _paying(
-    make: Callable[[], StepEngine], eager: StepEngine, notes: list[str], *, alone: bool
+    make: Callable[[], StepEngine],
+    eager: StepEngine,
+    notes: list[str],
+    built: float,
+    *,
+    alone: bool,
 ) -> StepEngine | None:
-    """Compile; give the engine if it pays, and add to the notes when it does, or why not."""
-    start = time.perf_counter()
+    """Compile; give the engine if it pays, and add to the notes when it does, or why not.
+
+    ``built`` is how many seconds building kernels for it has taken already.
+    """
+    start = time.perf_counter() - built
     try:
         compiled = make()
         compiled.warm_up()

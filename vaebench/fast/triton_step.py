@@ -52,8 +52,10 @@ OLDEST = (8, 0)  # compute capability: what Triton's products are made for
 # Of the factors of products: the first two are float32's, as the tests of equality have it.
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 FINE = PRECISIONS[:2]
-# Pieces of a product's factors that are loaded ahead, one less: their latency is most of its time.
-STAGES = {"num_stages": 4}
+# How the kernel is compiled. Three pieces of a product's factors are loaded ahead of the one at
+# hand, since waiting for them is most of its time; and a product and a sum may be rounded as one,
+# which newer releases of Triton want to be told.
+OPTIONS = {"num_stages": 4, "enable_fp_fusion": True}
 TRIAL = 64  # steps by which a number of programs is judged
 
 
@@ -232,7 +234,6 @@ class Plan(NamedTuple):
 
     sizes: Sizes
     blocks: Blocks
-    state: Moments
     fixed: dict[str, Any]  # the kernel's arguments that are the same in every step, by name
 
     @classmethod
@@ -244,7 +245,7 @@ class Plan(NamedTuple):
         constants |= {name.upper(): value for name, value in blocks._asdict().items()}
         numbers = {"beta": float(objective.beta), "epsilon": float(state.eps)}
         tensors = {"step": state.step, "lr": state.lr, **_tensors(model, state)}
-        return cls(sizes, blocks, state, {**constants, **numbers, **tensors})
+        return cls(sizes, blocks, {**constants, **numbers, **tensors})
 
     def space(self, batch: int, device: torch.device) -> Space:
         """Take memory for steps of so many images."""
@@ -312,7 +313,7 @@ class _Phases:
         arguments = self._arguments(images, index, eps, totals, len(index))
         with torch.no_grad(), torch.cuda.device_of(images):
             for phase, tiles in enumerate(self.plan.tiles(len(index)), start=1):
-                _kernel()[(tiles,)](**arguments, PHASE=phase, **STAGES)
+                _kernel()[(tiles,)](**arguments, PHASE=phase, **OPTIONS)
 
     def many(
         self, images: Tensor, index: Tensor, eps: Tensor, totals: Tensor, batch: int, programs: int
@@ -324,7 +325,7 @@ class _Phases:
         arguments = self._arguments(images, index, eps, totals, batch)
         with torch.no_grad(), torch.cuda.device_of(images):
             arguments["arrived"].zero_()
-            _kernel()[(programs,)](**arguments, PHASE=0, **STAGES, launch_cooperative_grid=True)
+            _kernel()[(programs,)](**arguments, PHASE=0, **OPTIONS, launch_cooperative_grid=True)
 
     def _arguments(
         self, images: Tensor, index: Tensor, eps: Tensor, totals: Tensor, batch: int
