@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def _paying(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_race(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let native steps win against eager ones, which on a busy machine the smallest may not."""
     monkeypatch.setattr(fast, "race", lambda *_: payoff.Verdict(1.0, 2.0, 1))
 
