@@ -6,8 +6,10 @@ The CPU's cases replay a tape of operators (``tests/tape.py``); those named cuda
 import contextlib
 import gc
 import inspect
+import itertools
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -475,6 +477,32 @@ def test_cuda_records_and_comes_back_whatever_happens(noted: NotedCuda) -> None:
         capture.record(breaks)
     assert str(caught.value) == "CUDA graph capture failed: operation not permitted"
     assert (noted.current, gc.isenabled()) == ("main", True)
+
+
+def test_cuda_graphs_end_together(noted: NotedCuda) -> None:
+    """Each that ends takes along the workspace that the others use."""
+    capture = CudaCapture(torch.device("cuda", 0))
+    replays = [capture.record(lambda: None) for _ in range(2)]
+    alive = [weakref.ref(graph) for graph in capture.graphs]
+    del replays[0]
+    assert all(graph() for graph in alive)
+    del capture, replays
+    assert not any(graph() for graph in alive)
+
+
+def test_cuda_captures_share_no_stream(noted: NotedCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 0)
+    streams = [NotedCuda.Stream(device) for _ in range(3)]
+    dealt = itertools.cycle(streams)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: next(dealt))
+    captures = [CudaCapture(device) for _ in range(2)]
+    next(dealt)
+    captures.append(CudaCapture(device))  # the next two in turn are taken
+    assert [capture.stream for capture in captures] == streams
+    del captures[1]
+    assert CudaCapture(device).stream is streams[1]
+    captures.append(CudaCapture(device))
+    assert CudaCapture(device).stream in streams  # all are taken
 
 
 # The check before use: what is wrong in one of many ways is seen, and rounding is not.

@@ -16,6 +16,7 @@ import gc
 import math
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Protocol
@@ -65,12 +66,20 @@ class Capture(Protocol):
 
 
 class CudaCapture:
-    """Records CUDA graphs. All share one pool of memory: one is replayed after the other."""
+    """Records CUDA graphs. All share one pool of memory: one is replayed after the other.
+
+    The products in them use the workspace that cuBLAS has for the stream they were recorded on,
+    and from torch 2.12 on the end of any graph recorded there frees it: the others would write to
+    memory that is no longer theirs. So all graphs of a capture end together, with it, and while it
+    lives no other records on its stream.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device)
+        self.stream = _free_stream(device)
         self.pool = torch.cuda.graph_pool_handle()
+        self.graphs: list[torch.cuda.CUDAGraph] = []
+        _captures.add(self)
 
     def warm_up(self, work: Work) -> None:
         """See :class:`Capture`. On the stream that records: workspaces belong to a stream.
@@ -96,6 +105,7 @@ class CudaCapture:
     def record(self, work: Work) -> Work:
         """See :class:`Capture`."""
         graph = torch.cuda.CUDAGraph()
+        self.graphs.append(graph)
         here = torch.cuda.current_stream(self.device)
         try:
             with (
@@ -110,6 +120,20 @@ class CudaCapture:
             # Where recording ends in an error, torch leaves its stream the current one.
             torch.cuda.set_stream(here)
         return graph.replay
+
+
+# Those whose graphs may still be replayed.
+_captures: "weakref.WeakSet[CudaCapture]" = weakref.WeakSet()
+
+
+def _free_stream(device: torch.device) -> torch.cuda.Stream:
+    """A stream that no living capture records on, if there is one: torch deals 32 out in turn."""
+    taken = [capture.stream for capture in _captures]
+    for _ in range(len(taken) + 1):
+        stream = torch.cuda.Stream(device)
+        if stream not in taken:
+            break
+    return stream
 
 
 def capture_for(device: torch.device) -> Capture | None:
