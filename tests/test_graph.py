@@ -505,6 +505,21 @@ def test_cuda_captures_share_no_stream(noted: NotedCuda, monkeypatch: pytest.Mon
     assert CudaCapture(device).stream in streams  # all are taken
 
 
+@pytest.mark.parametrize("how", ["warm_up", "record"])
+def test_cuda_keeps_nothing_of_a_step_that_failed(noted: NotedCuda, how: str) -> None:
+    held: list[weakref.ref[Tensor]] = []
+
+    def waits() -> None:
+        kept = torch.zeros(1)
+        held.append(weakref.ref(kept))
+        raise RuntimeError("called a synchronizing CUDA operation")
+
+    with pytest.raises(CaptureError) as caught:
+        getattr(CudaCapture(torch.device("cuda", 0)), how)(waits)
+    assert caught.value.__cause__ is not None
+    assert held[0]() is None
+
+
 # The check before use: what is wrong in one of many ways is seen, and rounding is not.
 
 

@@ -15,6 +15,7 @@ import contextlib
 import gc
 import math
 import time
+import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -98,6 +99,7 @@ class CudaCapture:
         except RuntimeError as error:
             if "synchronizing" not in str(error):
                 raise
+            _let_go(error)
             raise CaptureError("the step waits for the device, which cannot be captured") from error
         finally:
             here.wait_stream(self.stream)
@@ -115,6 +117,7 @@ class CudaCapture:
             ):
                 work()
         except RuntimeError as error:
+            _let_go(error)
             raise CaptureError(f"CUDA graph capture failed: {_reason(error)}") from error
         finally:
             # Where recording ends in an error, torch leaves its stream the current one.
@@ -164,6 +167,16 @@ def _no_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what the step held when it failed, while somebody still looks at the error.
+
+    Parts of its backward pass, kept, would make the next step's run on the stream aside.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _reason(error: BaseException) -> str:
