@@ -492,7 +492,7 @@ def test_cuda_graphs_end_together(noted: NotedCuda) -> None:
 
 def test_cuda_captures_share_no_stream(noted: NotedCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda", 0)
-    streams = [NotedCuda.Stream(device) for _ in range(3)]
+    streams: list[Any] = [NotedCuda.Stream(device) for _ in range(3)]
     dealt = itertools.cycle(streams)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: next(dealt))
     captures = [CudaCapture(device) for _ in range(2)]
@@ -714,6 +714,7 @@ def test_cuda_epochs_leave_no_memory_behind(strokes: Tensor) -> None:
     device = torch.device("cuda", 0)
     replayed = _replayed(_plain(strokes, device), (device, CudaCapture))
     numbers = Numbers(len(strokes), Z, BATCH, 0, device, 1)
+    gc.collect()  # an earlier test's engine, freed meanwhile, would count too
     held = []
     for _ in range(100):
         for order, noise in numbers.epoch(replayed.steps_at_once):
