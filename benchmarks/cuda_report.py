@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.bounded import Part, Report
 from benchmarks.intervals import paired_ratio, summary
 from benchmarks.peers import AGREES, PEERS
-from benchmarks.processes import ROOT, Child, described, has_jax
+from benchmarks.processes import ROOT, Child, ChildError, described, has_jax
 from benchmarks.rungs import LEARNING_RATE, RUNGS, TOLERANCE, build, load_data, new_model
 from benchmarks.state import elbo, numbers, restorer
 from vaebench import Dataset, InputError, evaluate, fit
@@ -41,6 +41,9 @@ LIMIT = 450.0  # seconds
 SAMPLES = 4  # z per test image
 # A technique pays at a batch size if it is faster than what it builds on by more than this.
 PAYS = 1.05
+# Techniques of kernels written by hand, which may go wrong in such a way that their process is
+# lost: on a GPU, another process tries them first, for so many seconds at most.
+APART, PATIENCE = ("triton",), 75.0
 # Relative difference of ELBOs that passes where factors are rounded to 10 bits.
 TF32_TOLERANCE = TOLERANCE["bf16"]
 
@@ -92,10 +95,15 @@ SIZES = {
 
 
 class Setting:
-    """What all parts share; ``engines`` are those that passed the gate."""
+    """What all parts share; ``engines`` are those that passed the gate.
 
-    def __init__(self, device: torch.device, size: Size, data: Dataset) -> None:
-        self.device, self.size, self.data = device, size, data
+    ``source`` is where the data are from, as :func:`benchmarks.rungs.load_data` has it.
+    """
+
+    def __init__(
+        self, device: torch.device, size: Size, data: Dataset, source: str = "auto"
+    ) -> None:
+        self.device, self.size, self.data, self.source = device, size, data, source
         self.engines: dict[str, Engine] = {}
 
     @property
@@ -118,6 +126,11 @@ def build_all(part: Part, setting: Setting) -> None:
         if not part.has(15, name):
             continue
         try:
+            if name in APART and setting.device.type == "cuda":
+                wrong = tried_apart(name, part, setting)
+                if wrong:
+                    part.add({"name": name, "batch_size": batch, "refused": wrong})
+                    continue
             row, engine = build_one(name, setting, batch)
             if engine is not None:
                 restore = restorer(engine)
@@ -135,6 +148,23 @@ def build_all(part: Part, setting: Setting) -> None:
             part.add(row)
         except Exception as error:  # one technique that breaks leaves the others
             part.fail(name, error)
+
+
+def tried_apart(name: str, part: Part, setting: Setting) -> str | None:
+    """Build a technique and train an epoch in a process of its own; None, or what went wrong."""
+    task = {"name": name, "device": str(setting.device), "data": setting.source}
+    child = Child("attempt", {**task, "images": setting.size.images, "batch": setting.size.batch})
+    timer = threading.Timer(min(PATIENCE, part.left), child.process.kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        refused: str | None = child.answer()["refused"]
+    except ChildError:  # it said why on standard error
+        return f"the process that tried it ended with status {child.process.returncode}"
+    finally:
+        timer.cancel()
+        child.close()
+    return refused
 
 
 def build_one(name: str, setting: Setting, batch: int) -> tuple[dict[str, Any], Engine | None]:
@@ -457,7 +487,7 @@ def measure(words: argparse.Namespace, device: torch.device, start: Start = in_p
     facts = {"size": words.size, "images": len(data.train), "batch_size": size.batch}
     facts |= {"epochs": size.epochs, "samples": SAMPLES}
     report = Report(words.out, {"kind": "cuda", **about, **facts}, words.limit)
-    setting = Setting(device, size, data)
+    setting = Setting(device, size, data, words.data)
     report.result["peak_flops"] = {
         str(dtype).removeprefix("torch."): peak_flops(device, dtype)
         for dtype in (torch.float32, torch.bfloat16)

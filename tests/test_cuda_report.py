@@ -1,6 +1,7 @@
 """The GPU's report: every part runs, here on the CPU with a tape for graphs; nothing is lost."""
 
 import argparse
+import dataclasses
 import importlib
 import json
 import subprocess
@@ -155,6 +156,28 @@ def test_what_breaks_leaves_the_rest(load: Load, tmp_path: Path) -> None:
     assert found["parts"]["first"]["error"] == "MemoryError"
     assert found["parts"]["first"]["rows"][1] == {"name": "two", "refused": "failed: a line"}
     assert found["parts"]["second"]["rows"] == [{"name": "three"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "said"),
+    [
+        ("eager", 300, None),
+        ("triton", 300, "ran with another graph, triton"),
+        ("eager", 0, "ended with status 1"),
+    ],
+)
+def test_a_technique_is_tried_in_a_process_of_its_own(
+    load: Load, name: str, images: int, said: str | None
+) -> None:
+    module = load("cuda_report")
+    size = dataclasses.replace(module.SIZES["small"], images=images)
+    setting = module.Setting(CPU, size, None, "strokes")
+    part = load("bounded").Part("build", time.perf_counter() + 100, lambda: None)
+    found = module.tried_apart(name, part, setting)
+    assert (found is None) if said is None else said in found
+    if said is None:  # one that does not end in time is ended
+        part.until = time.perf_counter()
+        assert "ended with status -9" in module.tried_apart(name, part, setting)
 
 
 def test_parts_share_the_time(load: Load, tmp_path: Path) -> None:

@@ -207,7 +207,12 @@ def test_l1_one_step(name: str, rung: Rung, images: Tensor, device: torch.device
     for i, (p, grad) in enumerate(zip(model.parameters(), _gradients(fast), strict=True)):
         true_grad, plain_grad = true_p[i].grad, plain_p[i].grad
         assert _rmse(grad, true_grad) <= 2 * _rmse(plain_grad, true_grad) + 1e-5, names[i]
-        assert _rmse(p, true_p[i]) <= 2 * _rmse(plain_p[i], true_p[i]) + 1e-5, names[i]
+        allowed = 2 * _rmse(plain_p[i], true_p[i]) + 1e-5
+        if true_grad.abs().max() < 1e-12:
+            # A bias's before batch norm is zero: Adam divides rounding by rounding, which on a
+            # device may differ more than twofold. Sure is that no step is longer than this.
+            allowed = max(allowed, LR)
+        assert _rmse(p, true_p[i]) <= allowed, names[i]
     for (n, b), (_, want_b) in zip(model.named_buffers(), plain.model.named_buffers(), strict=True):
         torch.testing.assert_close(b, want_b, rtol=1e-5, atol=1e-6, msg=n)
 

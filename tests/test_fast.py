@@ -15,7 +15,7 @@ import torch._inductor.config
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from vaebench import fast
+from vaebench import evaluate, fast, fit
 from vaebench.elbo import Objective
 from vaebench.errors import InputError
 from vaebench.fast import adam, compiled, denormals, make_engine, payoff, precision, tf32
@@ -252,6 +252,33 @@ def test_tf32_is_on_during_the_step_alone() -> None:
         tf32.with_tf32(step)(x, x, x, x)
     assert torch.get_float32_matmul_precision() == before
     assert seen == ["high", "high"]
+
+
+def test_convolutions_are_float32_where_tf32_is_not_asked_for(strokes: Tensor) -> None:
+    """Torch's default rounds them, on CUDA; who asks for TF32 gets that, too."""
+    cudnn: Any = torch.backends.cudnn
+    seen: list[str] = []
+
+    def step(*words: Tensor) -> None:
+        seen.append(cudnn.conv.fp32_precision)
+        assert cudnn.allow_tf32 == (seen[-1] == "tf32")  # torch has two words for it
+
+    class Seen(VAE):
+        def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            step()
+            return super().encode(x)
+
+    x = torch.zeros(1)
+    tf32.without_tf32(step)(x, x, x, x)
+    tf32.with_tf32(step)(x, x, x, x)
+    assert seen == ["none", "tf32"]
+    model = Seen(hidden_dims=(16,), latent_dim=2)
+    evaluate(model, strokes[:10])
+    assert set(seen[2:]) == {"none"}
+    seen.clear()
+    fit(model, strokes[:10], engine="reference", epochs=1, batch_size=5, device="cpu")
+    assert seen.count("none") == 2  # steps
+    assert cudnn.conv.fp32_precision == cudnn.rnn.fp32_precision == "tf32"
 
 
 def test_tf32_where_there_is_none_is_said(strokes: Tensor) -> None:

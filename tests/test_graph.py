@@ -6,8 +6,10 @@ The CPU's cases replay a tape of operators (``tests/tape.py``); those named cuda
 import contextlib
 import gc
 import inspect
+import itertools
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -480,6 +482,47 @@ def test_cuda_records_and_comes_back_whatever_happens(noted: NotedCuda) -> None:
     assert (noted.current, gc.isenabled()) == ("main", True)
 
 
+def test_cuda_graphs_end_together(noted: NotedCuda) -> None:
+    """Each that ends takes along the workspace that the others use."""
+    capture = CudaCapture(torch.device("cuda", 0))
+    replays = [capture.record(lambda: None) for _ in range(2)]
+    alive = [weakref.ref(graph) for graph in capture.graphs]
+    del replays[0]
+    assert all(graph() for graph in alive)
+    del capture, replays
+    assert not any(graph() for graph in alive)
+
+
+def test_cuda_captures_share_no_stream(noted: NotedCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 0)
+    streams: list[Any] = [NotedCuda.Stream(device) for _ in range(3)]
+    dealt = itertools.cycle(streams)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: next(dealt))
+    captures = [CudaCapture(device) for _ in range(2)]
+    next(dealt)
+    captures.append(CudaCapture(device))  # the next two in turn are taken
+    assert [capture.stream for capture in captures] == streams
+    del captures[1]
+    assert CudaCapture(device).stream is streams[1]
+    captures.append(CudaCapture(device))
+    assert CudaCapture(device).stream in streams  # all are taken
+
+
+@pytest.mark.parametrize("how", ["warm_up", "record"])
+def test_cuda_keeps_nothing_of_a_step_that_failed(noted: NotedCuda, how: str) -> None:
+    held: list[weakref.ref[Tensor]] = []
+
+    def waits() -> None:
+        kept = torch.zeros(1)
+        held.append(weakref.ref(kept))
+        raise RuntimeError("called a synchronizing CUDA operation")
+
+    with pytest.raises(CaptureError) as caught:
+        getattr(CudaCapture(torch.device("cuda", 0)), how)(waits)
+    assert caught.value.__cause__ is not None
+    assert held[0]() is None
+
+
 # The check before use: what is wrong in one of many ways is seen, and rounding is not.
 
 
@@ -674,6 +717,7 @@ def test_cuda_epochs_leave_no_memory_behind(strokes: Tensor) -> None:
     device = torch.device("cuda", 0)
     replayed = _replayed(_plain(strokes, device), (device, CudaCapture))
     numbers = Numbers(len(strokes), Z, BATCH, 0, device, 1)
+    gc.collect()  # an earlier test's engine, freed meanwhile, would count too
     held = []
     for _ in range(100):
         for order, noise in numbers.epoch(replayed.steps_at_once):

@@ -4,8 +4,9 @@ The order of the images and the noise are drawn outside and handed in, so every 
 same images in the same order with the same noise, and two engines differ by rounding alone.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -88,6 +89,27 @@ def copy_state(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Te
     with torch.no_grad():
         for name, tensor in target.items():
             tensor.copy_(source[name])
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Let convolutions on CUDA multiply all of float32's bits, as products do.
+
+    Torch lets cuDNN round their factors to TF32 unless it is told not to. The switch is the whole
+    process's, and is put back. Of the two ways to set it this is the one that leaves both readable;
+    it sets recurrent layers too.
+    """
+    cudnn: Any = torch.backends.cudnn
+    if cudnn.conv.fp32_precision != "tf32":
+        yield
+        return
+    recurrent = cudnn.rnn.fp32_precision
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = True
+        cudnn.rnn.fp32_precision = recurrent
 
 
 # What a stream of random numbers is for; each purpose and seed has a stream of its own.

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from vaebench.arrays import as_images
 from vaebench.checks import check_count, check_seed
 from vaebench.elbo import Objective, kl_per_latent, log_prior_ratio, reparameterise
-from vaebench.engine import EVALUATION, random_stream
+from vaebench.engine import EVALUATION, full_float32, random_stream
 from vaebench.errors import InputError
 from vaebench.fast.loader import to_unit
 from vaebench.model import as_vae, latent_size, likelihood_of
@@ -51,6 +51,7 @@ class Evaluation:
 
 
 @torch.no_grad()
+@full_float32()
 def evaluate(
     model: nn.Module,
     images: Tensor,

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from vaebench.engine import Sums
+from vaebench.engine import Sums, full_float32
 
 
 class ReferenceEngine:
@@ -71,6 +71,7 @@ class ReferenceEngine:
     def warm_up(self) -> None:
         """Nothing is slow only the first time."""
 
+    @full_float32()
     def epoch(self, order: Tensor, noise: Tensor) -> Sums:
         """Train on the images at ``order``; see :meth:`vaebench.engine.Engine.epoch`."""
         self.model.train()

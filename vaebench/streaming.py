@@ -130,6 +130,9 @@ class _CudaQueue(_Queue):
         with torch.cuda.stream(self.stream):
             self.stream.wait_event(self.used[slot])
             target.copy_(source, non_blocking=True)
+            # If nobody waits for this copy, as after an epoch left early, the memory is still not
+            # given to somebody else before it has ended.
+            target.record_stream(self.stream)
             self.copied[slot].record(self.stream)
 
     def await_copy(self, slot: int) -> None:

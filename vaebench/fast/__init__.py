@@ -38,7 +38,7 @@ from vaebench.fast.selfcheck import FLOAT32, ROUNDED, Tolerance, disagreement
 from vaebench.fast.sparse import darkness, lay_out_by_columns, with_sparse_input
 from vaebench.fast.step import Optimizer, Step, StepEngine, alone, make_step
 from vaebench.fast.stream import StreamEngine
-from vaebench.fast.tf32 import applies, with_tf32
+from vaebench.fast.tf32 import applies, with_tf32, without_tf32
 from vaebench.fast.triton_step import FINE, PersistentEngine
 from vaebench.fast.triton_step import takes as takes_triton
 from vaebench.fast.triton_step import triton_step as by_triton
@@ -225,8 +225,8 @@ class _Maker:
             step = CompiledStep(step, part.stop - part.start)
         if self.products:
             step = with_products(step, network)
-        if self.tf32:
-            step = with_tf32(step)
+        if self.device.type == "cuda":
+            step = with_tf32(step) if self.tf32 else without_tf32(step)
         if not self.resident:
             return StreamEngine(self.device, network, self.images, step, *self.words)
         if group is None:
@@ -319,8 +319,9 @@ def _precision(
     def seconds(dtype: torch.dtype | None) -> float:
         state = AdamState.of(params, 0.0)
         step = make_step(model, objective, state, gather, dtype)
+        around = with_tf32 if rounded else without_tf32
         words = (state, batch_size, latent_dim, objective.samples)
-        engine = StepEngine(model, images, with_tf32(step) if rounded else step, *words)
+        engine = StepEngine(model, images, around(step), *words)
         return step_seconds(engine, capture_for(device) if graph else None)
 
     return by_steps(seconds)

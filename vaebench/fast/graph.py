@@ -15,7 +15,9 @@ import contextlib
 import gc
 import math
 import time
+import traceback
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Protocol
@@ -65,12 +67,20 @@ class Capture(Protocol):
 
 
 class CudaCapture:
-    """Records CUDA graphs. All share one pool of memory: one is replayed after the other."""
+    """Records CUDA graphs. All share one pool of memory: one is replayed after the other.
+
+    The products in them use the workspace that cuBLAS has for the stream they were recorded on,
+    and from torch 2.12 on the end of any graph recorded there frees it: the others would write to
+    memory that is no longer theirs. So all graphs of a capture end together, with it, and while it
+    lives no other records on its stream.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device)
+        self.stream = _free_stream(device)
         self.pool = torch.cuda.graph_pool_handle()
+        self.graphs: list[torch.cuda.CUDAGraph] = []
+        _captures.add(self)
 
     def warm_up(self, work: Work) -> None:
         """See :class:`Capture`. On the stream that records: workspaces belong to a stream.
@@ -89,6 +99,7 @@ class CudaCapture:
         except RuntimeError as error:
             if "synchronizing" not in str(error):
                 raise
+            _let_go(error)
             raise CaptureError("the step waits for the device, which cannot be captured") from error
         finally:
             here.wait_stream(self.stream)
@@ -96,6 +107,7 @@ class CudaCapture:
     def record(self, work: Work) -> Work:
         """See :class:`Capture`."""
         graph = torch.cuda.CUDAGraph()
+        self.graphs.append(graph)
         here = torch.cuda.current_stream(self.device)
         try:
             with (
@@ -105,11 +117,26 @@ class CudaCapture:
             ):
                 work()
         except RuntimeError as error:
+            _let_go(error)
             raise CaptureError(f"CUDA graph capture failed: {_reason(error)}") from error
         finally:
             # Where recording ends in an error, torch leaves its stream the current one.
             torch.cuda.set_stream(here)
         return graph.replay
+
+
+# Those whose graphs may still be replayed.
+_captures: "weakref.WeakSet[CudaCapture]" = weakref.WeakSet()
+
+
+def _free_stream(device: torch.device) -> torch.cuda.Stream:
+    """A stream that no living capture records on, if there is one: torch deals 32 out in turn."""
+    taken = [capture.stream for capture in _captures]
+    for _ in range(len(taken) + 1):
+        stream = torch.cuda.Stream(device)
+        if stream not in taken:
+            break
+    return stream
 
 
 def capture_for(device: torch.device) -> Capture | None:
@@ -140,6 +167,16 @@ def _no_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what the step held when it failed, while somebody still looks at the error.
+
+    Parts of its backward pass, kept, would make the next step's run on the stream aside.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _reason(error: BaseException) -> str:

@@ -1,13 +1,15 @@
 """TF32: float32 products whose factors keep 10 bits of their 23, at several times the speed.
 
 Not float32 by this package's rule of equality, so it is used only where it is asked for; and
-torch's switch for it, which is the whole process's, is on during the steps alone. A graph recorded
-from a step keeps the kernels that were chosen then.
+torch's switches for it, which are the whole process's, are on during the steps alone. That for
+convolutions torch has on by default: it is off during all other steps. A graph recorded from a
+step keeps the kernels that were chosen then.
 """
 
 import torch
 from torch import Tensor
 
+from vaebench.engine import full_float32
 from vaebench.fast.step import Step
 
 
@@ -28,3 +30,8 @@ def with_tf32(step: Step) -> Step:
             torch.set_float32_matmul_precision(before)
 
     return tf32_step
+
+
+def without_tf32(step: Step) -> Step:
+    """Give the step with convolutions in float32, as its products are."""
+    return full_float32()(step)
