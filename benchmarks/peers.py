@@ -51,6 +51,18 @@ class OursWithAmp(Ours):
     rung = "amp"
 
 
+class OursByTriton(Ours):
+    """vaebench as ``--triton`` runs it, on CUDA."""
+
+    rung = "triton"
+
+
+class OursPersistent(Ours):
+    """vaebench as ``--persistent`` runs it, on CUDA."""
+
+    rung = "persistent"
+
+
 class Examples:
     """pytorch/examples' loop: PIL and ToTensor per image, DataLoader, eager, ``item`` per step."""
 
@@ -133,6 +145,8 @@ def make(name: str, images: Tensor, count: int, device: torch.device) -> Contend
     kinds: dict[str, Callable[[Tensor, int, torch.device], Contender]] = {
         "vaebench": Ours,
         "vaebench --amp": OursWithAmp,
+        "vaebench --triton": OursByTriton,
+        "vaebench --persistent": OursPersistent,
         "pytorch/examples": Examples,
         "eager, resident": Eager,
         "torch.compile(model)": NaiveCompile,

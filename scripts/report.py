@@ -256,8 +256,8 @@ def cuda_report(results: Results) -> str:
         f"{result['images']:,} images at batch {result['batch_size']}; steady rates are medians of "
         f"whole epochs, all techniques in turns, ratios turn by turn; {result['epochs']} epochs by "
         f"`fit`, warm, the training alone, medians over seeds; test ELBO in nats per image, "
-        f"{result['samples']} z each, mean over seeds. Peers: rounds beside vaebench's default, "
-        "compiled and replayed in float32."
+        f"{result['samples']} z each, mean over seeds. Peers: rounds beside vaebench's fastest in "
+        "float32, which is named."
     )
     said = f" Not all of it: {'; '.join(lost)}." if lost else ""
     return "\n\n".join(filter(None, tables)) + source(result, words + said)
@@ -295,15 +295,15 @@ def _techniques(parts: dict[str, list[Result]], epochs: int) -> str:
 
 
 def _cuda_peers(found: list[Result]) -> str:
-    heads = ["contender", "images/s", "its time / vaebench's (interval)", "training ELBO"]
+    heads = ["contender", "beside", "images/s", "its time / vaebench's (interval)", "training ELBO"]
     rows = []
     for row in found:
         if row["refused"]:
-            rows.append([row["name"], f"not timed: {row['refused']}", "–", "–"])
+            rows.append([row["name"], f"not timed: {row['refused']}", *["–"] * 3])
             continue
         its = row["images_per_second"]
-        cells = [row["name"], quoted(f"{its['median']:,.0f}", its["noise"]), times(row["ratio"])]
-        rows.append([*cells, f"{row['elbo']:.2f}"])
+        cells = [row["name"], f"`{row['ours']}`", quoted(f"{its['median']:,.0f}", its["noise"])]
+        rows.append([*cells, times(row["ratio"]), f"{row['elbo']:.2f}"])
     return table(heads, rows) if rows else ""
 
 

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import importlib
 import json
+import math
 import subprocess
 import sys
 import time
@@ -107,6 +108,25 @@ def test_every_part_runs(
     assert parts["batches"]["pays"][0]["name"] == "eager, graph"
     assert found["goals"]["train_seconds"] > 0
     assert set(found["goals"]["times_faster_than"]) == {"pytorch/examples", "eager, resident"}
+
+
+def test_the_fastest_in_float32_stands_for_vaebench(
+    report: ModuleType, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {"eager": 1.0, "bf16": 0.1, "compile, graph": 0.5, "triton": 0.4, "persistent": 0.3}
+    monkeypatch.setattr(report, "timed", lambda _, name, *__: seconds[name])
+    monkeypatch.setattr(report, "restorer", lambda _: lambda: None)
+    monkeypatch.setattr(report, "steady", lambda name, *_: {"name": name})
+    setting = report.Setting(CPU, report.SIZES["small"], report.load_data("strokes", 300, 100))
+    part = load("bounded").Part("rungs", math.inf, lambda: None)
+    for names, home in (
+        (["eager", "bf16"], "vaebench"),
+        (["eager", "compile, graph", "bf16", "triton"], "vaebench --triton"),
+        (list(seconds), "vaebench --persistent"),
+    ):
+        setting.engines, setting.home = dict.fromkeys(names), "vaebench"
+        report.time_rungs(part, setting)
+        assert setting.home == home
 
 
 def test_without_time_everything_is_listed_as_left_out(report: ModuleType, tmp_path: Path) -> None:
