@@ -56,7 +56,7 @@ FINE = PRECISIONS[:2]
 # hand, since waiting for them is most of its time; and a product and a sum may be rounded as one,
 # which newer releases of Triton want to be told.
 OPTIONS = {"num_stages": 4, "enable_fp_fusion": True}
-TRIAL = 64  # steps by which a number of programs is judged
+MANY = 64  # steps of one launch, where the caller lets them be chosen, and of a trial
 
 
 class Moments(Protocol):
@@ -364,12 +364,17 @@ class PersistentEngine(StepEngine):
             about = torch.cuda.get_device_properties(self.device)
             self.programs = about.multi_processor_count
 
+    @property
+    def steps_at_once(self) -> int:
+        """Steps that it likes to be handed."""
+        return MANY
+
     def warm_up(self) -> None:
         """Run a step of each size, and try twice as many programs; leave no trace."""
         super().warm_up()
         if self.device.type != "cuda":
             return
-        count = min(TRIAL * self.batch_size, len(self.images))
+        count = min(MANY * self.batch_size, len(self.images))
         run = partial(self.epoch, torch.arange(count, device=self.device), self.no_noise(count))
         one, seconds = self.programs, {}
         with self.unchanged():
