@@ -21,6 +21,7 @@ CASES = [
     *((rung, BATCH) for rung in LADDER),
     *(pytest.param(r, batch, marks=full) for batch in (32, 512, 2048, 8192) for r in LADDER),
     *(pytest.param("bf16", batch, marks=full) for batch in (BATCH, 2048)),
+    *(pytest.param(rung, BATCH, marks=full) for rung in ("triton", "persistent")),
 ]
 
 
@@ -29,6 +30,8 @@ CASES = [
 def test_throughput(
     measure: Measure, device: torch.device, rung: str, batch: int, data: Dataset, size: Size
 ) -> None:
+    if device.type not in RUNGS[rung].devices:
+        pytest.skip(f"{rung} is not for {device.type}")
     images = data.train.images
     engine, _ = build(RUNGS[rung], new_model(), images, batch, device)
     # Where bf16 is emulated it takes twenty times as long: enough to see that.

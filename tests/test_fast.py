@@ -489,6 +489,23 @@ def test_triton_kernels_that_go_wrong_are_trained_around(
         _epoch(built.engine)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("word", ["triton", "persistent"])
+def test_cuda_triton_is_used_and_trains(strokes: Tensor, word: str, rounded: bool) -> None:
+    found = {}
+    choices: tuple[dict[str, Any], ...] = ({}, {word: True})
+    for words in choices:
+        torch.manual_seed(1)
+        history = fit(
+            VAE(hidden_dims=(48,), latent_dim=6), strokes, epochs=2, device="cuda", tf32=rounded,
+            **words,
+        )  # fmt: skip
+        assert history.actual[word] is bool(words), history.notes
+        found[bool(words)] = history.epochs[-1].train_elbo
+    assert found[True] == pytest.approx(found[False], rel=2e-3 if rounded else 1e-4)
+
+
 @pytest.mark.parametrize("word", ["triton", "persistent"])
 def test_triton_without_cuda_is_said(strokes: Tensor, word: str) -> None:
     model = VAE(hidden_dims=(9,))
