@@ -174,9 +174,17 @@ def _source(kernel: Any, arguments: dict[str, Any]) -> Any:
     return ASTSource(kernel, types, constants, attributes)
 
 
+# Pixels, hidden units and latents, more or fewer than a tile has; pixels' type; and precision.
+COMPILED = {
+    "default": (784, 400, 20, torch.uint8, "ieee"),
+    "narrow": (30, 20, 3, torch.float32, "tf32"),
+    "wide": (900, 500, 100, torch.uint8, "tf32x3"),
+}
+
+
 @pytest.mark.parametrize("phase", range(6))
-@pytest.mark.parametrize(("precision", "dtype"), [("ieee", torch.uint8), ("tf32", torch.float32)])
-def test_compiles_ahead_of_time(dtype: torch.dtype, precision: str, phase: int) -> None:
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiles_ahead_of_time(name: str, phase: int) -> None:
     """For a GPU of compute capability 9.0, whatever there is here."""
     import triton
 
@@ -186,11 +194,12 @@ def test_compiles_ahead_of_time(dtype: torch.dtype, precision: str, phase: int) 
 
     from vaebench.fast.triton_kernels import train
 
-    model = VAE()
+    pixels, hidden, latent, dtype, precision = COMPILED[name]
+    model = VAE((pixels,), (hidden,), latent)
     state = AdamState.of(list(model.parameters()), 1e-3)
     plan = Plan.of(model, Objective(), cast(Any, state), precision)
-    index, noise = torch.zeros(128, dtype=torch.int64), torch.zeros(128, 20)
-    totals, images = torch.zeros(2, dtype=torch.float64), torch.zeros(200, 784, dtype=dtype)
+    index, noise = torch.zeros(128, dtype=torch.int64), torch.zeros(128, latent)
+    totals, images = torch.zeros(2, dtype=torch.float64), torch.zeros(200, pixels, dtype=dtype)
     arguments = plan.arguments(images, index, noise, totals, plan.space(128, images.device))
     source = _source(train, {**arguments, "PHASE": phase})
     options = {**OPTIONS, "launch_cooperative_grid": phase == 0}
@@ -199,7 +208,7 @@ def test_compiles_ahead_of_time(dtype: torch.dtype, precision: str, phase: int) 
     except FileNotFoundError as error:
         pytest.skip(f"Triton came without an assembler for NVIDIA's GPUs: {error}")
     assert len(made.asm["cubin"]) > 1000
-    assert made.metadata.shared <= 48 * 1024  # what a program may have without asking
+    assert made.metadata.shared <= (48 if name == "default" else 227) * 1024  # an H100's most: 227
     assert made.metadata.launch_cooperative_grid is (phase == 0)
     code = made.asm["ptx"]
     assert ".nc." not in code  # no load passes by what a meeting makes visible

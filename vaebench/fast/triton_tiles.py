@@ -186,9 +186,9 @@ def score_tile(
         _put(mu, rows, across, batch, LATENT, means)
         _put(logvar, rows, across, batch, LATENT, logs)
         _put(z, rows, across, batch, LATENT, drawn)
-        terms = 0.5 * (means * means + (tl.exp(logs) - 1) - logs)
-        terms = tl.where(there & (across < LATENT), terms, 0.0)
-        tl.store(kl + tile // COLUMNS, tl.sum(tl.sum(terms, 1), 0))
+        kls = 0.5 * (means * means + (tl.exp(logs) - 1) - logs)
+        kls = tl.where(there & (across < LATENT), kls, 0.0)
+        tl.store(kl + tile // COLUMNS, tl.sum(tl.sum(kls, 1), 0))
 
 
 @triton.jit
