@@ -311,6 +311,7 @@ class _Phases:
     def __call__(self, images: Tensor, index: Tensor, eps: Tensor, totals: Tensor) -> None:
         """Train one step; see :data:`vaebench.fast.step.Step`."""
         arguments = self._arguments(images, index, eps, totals, len(index))
+        # Triton starts kernels on torch's current device, which need not be the images'.
         with torch.no_grad(), torch.cuda.device_of(images):
             for phase, tiles in enumerate(self.plan.tiles(len(index)), start=1):
                 _kernel()[(tiles,)](**arguments, PHASE=phase, **OPTIONS)
@@ -337,10 +338,7 @@ class _Phases:
 
 
 def _kernel() -> Any:
-    """Import the kernel: only here, as it needs Triton.
-
-    Triton starts kernels on torch's current device, which need not be the images'.
-    """
+    """Import the kernel: only here, as it needs Triton."""
     from vaebench.fast.triton_kernels import train
 
     return train
