@@ -13,14 +13,14 @@ It is C++, built in seconds when it is first used; the CPU only.
 
 from ctypes import POINTER, Structure, byref, c_double, c_long, c_void_p
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vaebench.elbo import Objective
 from vaebench.engine import Sums
-from vaebench.fast.step import Step, StepEngine
+from vaebench.fast.step import Moments, Step, StepEngine
 from vaebench.model import ACTIVATIONS, VAE, is_altered
 from vaebench.toolchain import CompileError, load_kernels
 
@@ -44,17 +44,6 @@ class Layers(NamedTuple):
     def in_order(self) -> list[nn.Linear]:
         """All of them, as the kernel has them."""
         return [*self.encoder, self.mu, self.logvar, *self.decoder, self.output]
-
-
-class Moments(Protocol):
-    """Adam's state, in the order of the parameters; see :mod:`vaebench.fast.adam`."""
-
-    params: list[Tensor]
-    m: list[Tensor]
-    v: list[Tensor]
-    step: Tensor
-    lr: Tensor
-    eps: float
 
 
 class _Layer(Structure):

@@ -48,6 +48,17 @@ class Optimizer(Protocol):
         """Take one step, in place."""
 
 
+class Moments(Protocol):
+    """Adam's state, for kernels that update by it themselves; see :mod:`vaebench.fast.adam`."""
+
+    params: list[Tensor]
+    m: list[Tensor]
+    v: list[Tensor]
+    step: Tensor
+    lr: Tensor
+    eps: float
+
+
 def make_step(
     model: nn.Module,
     objective: Objective,

@@ -36,14 +36,14 @@ import contextlib
 import importlib.util
 import math
 from functools import partial
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from vaebench.elbo import Objective
 from vaebench.engine import Sums
-from vaebench.fast.step import Optimizer, Step, StepEngine
+from vaebench.fast.step import Moments, Optimizer, Step, StepEngine
 from vaebench.machine import best_seconds
 from vaebench.model import VAE, is_altered
 
@@ -57,17 +57,6 @@ FINE = PRECISIONS[:2]
 # which newer releases of Triton want to be told.
 OPTIONS = {"num_stages": 4, "enable_fp_fusion": True}
 MANY = 64  # steps of one launch, where the caller lets them be chosen, and of a trial
-
-
-class Moments(Protocol):
-    """Adam's state, in the order of the parameters; see :mod:`vaebench.fast.adam`."""
-
-    params: list[Tensor]
-    m: list[Tensor]
-    v: list[Tensor]
-    step: Tensor
-    lr: Tensor
-    eps: float
 
 
 class Layers(NamedTuple):
