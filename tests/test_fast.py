@@ -15,6 +15,7 @@ import torch._inductor.config
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
+from tests.tape import TapeCapture
 from vaebench import evaluate, fast, fit
 from vaebench.elbo import Objective
 from vaebench.errors import InputError
@@ -442,14 +443,17 @@ def test_the_slower_compiled_step_is_not_trained_with(
 
 
 def _with_triton(
-    strokes: Tensor, monkeypatch: pytest.MonkeyPatch, step: Callable[..., object]
+    strokes: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    step: Callable[..., object],
+    word: str = "triton",
 ) -> fast.Built:
     """Build an engine whose Triton kernels are stood in for by another step."""
     monkeypatch.setattr(fast, "takes_triton", lambda *_: True)
     monkeypatch.setattr(fast, "by_triton", step)
     torch.manual_seed(1)
     model = VAE(hidden_dims=(48,), latent_dim=6)
-    return make_engine(model, strokes, Objective(), 64, 1e-3, CPU, triton=True)
+    return make_engine(model, strokes, Objective(), 64, 1e-3, CPU, **{word: True})  # type: ignore[arg-type]
 
 
 def test_triton_kernels_are_used_where_they_agree(
@@ -466,6 +470,34 @@ def test_triton_kernels_are_used_where_they_agree(
     assert "tf32x3" in note
     _epoch(built.engine)
     assert _adam(built.engine).step.item() == 16  # the trial has left no trace
+
+
+def test_of_triton_kernels_those_that_agree_are_used(
+    strokes: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sometimes(model: nn.Module, objective: Objective, optimizer: Any, precision: str) -> object:
+        aim = Objective(beta=1.1) if precision == "tf32x3" else objective
+        return make_step(model, aim, optimizer, gather, None)
+
+    built = _with_triton(strokes, monkeypatch, sometimes)
+    assert built.actual["triton"] is True
+    wrong, chosen = built.notes
+    assert wrong.startswith("--triton: Triton's kernels (tf32x3) went wrong here")
+    assert chosen.startswith("--triton: products in ieee (")
+
+
+def test_a_launch_of_many_steps_is_not_put_in_a_graph(
+    strokes: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def same(model: nn.Module, objective: Objective, optimizer: Any, _: str) -> object:
+        return make_step(model, objective, optimizer, gather, None)
+
+    monkeypatch.setattr(fast, "PersistentEngine", StepEngine)
+    monkeypatch.setattr(fast, "capture_for", TapeCapture)
+    for word, at_once in (("triton", False), ("persistent", True)):
+        built = _with_triton(strokes, monkeypatch, same, word)
+        assert built.actual[word] is True
+        assert any(note.startswith("--graph") for note in built.notes) is not at_once
 
 
 def test_triton_kernels_that_go_wrong_are_trained_around(

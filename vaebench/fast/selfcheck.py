@@ -33,8 +33,8 @@ class Tolerance(NamedTuple):
 
 
 FLOAT32 = Tolerance(1e-3, 1e-5)
-# Where both engines round factors to 10 bits, but not alike. Small slopes, such as a bias has, then
-# differ in sign, and Adam makes whole steps of them: 0.3 of a change was seen. What is plainly
+# Where both engines round factors to 10 bits, but not alike. Small gradients, such as a bias has,
+# then differ in sign, and Adam makes whole steps of them: 0.3 of a change was seen. What is plainly
 # wrong, as a tensor left as it was, is off by 1 of its change or more.
 ROUNDED = Tolerance(0.5, 5e-3)
 

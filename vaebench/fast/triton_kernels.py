@@ -48,7 +48,7 @@ def _meet(arrived, met):
 @triton.jit(do_not_specialize=UNSPECIAL, do_not_specialize_on_alignment=UNALIGNED)
 def train(
     images, index, noise, totals, arrived, step, lr, rates, hidden, heads, mu, logvar, z,
-    decoded, slope, recon, kl, decoded_slope, along, mu_slope, logvar_slope, hidden_slope,
+    decoded, logits_grad, recon, kl, decoded_grad, along, mu_grad, logvar_grad, hidden_grad,
     encoder_weight, encoder_weight_m, encoder_weight_v, encoder_bias, encoder_bias_m,
     encoder_bias_v, mu_weight, mu_weight_m, mu_weight_v, mu_bias, mu_bias_m, mu_bias_v,
     logvar_weight, logvar_weight_m, logvar_weight_v, logvar_bias, logvar_bias_m, logvar_bias_v,
@@ -87,7 +87,7 @@ def train(
             for tile in range(program, recons, programs):
                 score_tile(
                     tile, images, index, noise, heads, mu_bias, logvar_bias, decoder_weight,
-                    decoder_bias, output_weight, output_bias, mu, logvar, z, decoded, slope,
+                    decoder_bias, output_weight, output_bias, mu, logvar, z, decoded, logits_grad,
                     recon, kl, batch, count,
                     PIXELS, HIDDEN, LATENT, Z, BYTES, PRECISION, TALL, NARROW, PIECE,
                 )  # fmt: skip
@@ -96,7 +96,7 @@ def train(
         if PHASE == 0 or PHASE == 3:
             for tile in range(program, short, programs):
                 decode_back_tile(
-                    tile, slope, output_weight, decoder_weight, decoded, decoded_slope, along,
+                    tile, logits_grad, output_weight, decoder_weight, decoded, decoded_grad, along,
                     batch, PIXELS, HIDDEN, LATENT, Z, PRECISION, SHORT, NARROW, LONG,
                 )  # fmt: skip
         if PHASE == 0:
@@ -106,12 +106,12 @@ def train(
                 if tile < short:
                     sample_back_tile(
                         tile, along, noise, mu, logvar, mu_weight, logvar_weight, hidden,
-                        mu_slope, logvar_slope, hidden_slope, beta, batch,
+                        mu_grad, logvar_grad, hidden_grad, beta, batch,
                         HIDDEN, LATENT, Z, PRECISION, SHORT, NARROW,
                     )  # fmt: skip
                 else:
                     learn_tile(
-                        tile - short, slope, decoded, index, output_weight, output_weight_m,
+                        tile - short, logits_grad, decoded, index, output_weight, output_weight_m,
                         output_weight_v, output_bias, output_bias_m, output_bias_v, rates,
                         epsilon, batch, 0,
                         PIXELS, HIDDEN, False, False, PRECISION, TALL, WIDE, PIECE,
@@ -122,27 +122,27 @@ def train(
             for tile in range(program, encoders + 3 * units + 1, programs):
                 if tile < encoders:
                     learn_tile(
-                        tile, hidden_slope, images, index, encoder_weight, encoder_weight_m,
+                        tile, hidden_grad, images, index, encoder_weight, encoder_weight_m,
                         encoder_weight_v, encoder_bias, encoder_bias_m, encoder_bias_v, rates,
                         epsilon, batch, count,
                         HIDDEN, PIXELS, True, BYTES, PRECISION, TALL, WIDE, PIECE,
                     )  # fmt: skip
                 elif tile < encoders + units:
                     learn_tile(
-                        tile - encoders, mu_slope, hidden, index, mu_weight, mu_weight_m,
+                        tile - encoders, mu_grad, hidden, index, mu_weight, mu_weight_m,
                         mu_weight_v, mu_bias, mu_bias_m, mu_bias_v, rates, epsilon, batch, 0,
                         LATENT, HIDDEN, False, False, PRECISION, Z, NARROW, PIECE,
                     )  # fmt: skip
                 elif tile < encoders + 2 * units:
                     learn_tile(
-                        tile - encoders - units, logvar_slope, hidden, index, logvar_weight,
+                        tile - encoders - units, logvar_grad, hidden, index, logvar_weight,
                         logvar_weight_m, logvar_weight_v, logvar_bias, logvar_bias_m,
                         logvar_bias_v, rates, epsilon, batch, 0,
                         LATENT, HIDDEN, False, False, PRECISION, Z, NARROW, PIECE,
                     )  # fmt: skip
                 elif tile < encoders + 3 * units:
                     learn_tile(
-                        tile - encoders - 2 * units, decoded_slope, z, index, decoder_weight,
+                        tile - encoders - 2 * units, decoded_grad, z, index, decoder_weight,
                         decoder_weight_m, decoder_weight_v, decoder_bias, decoder_bias_m,
                         decoder_bias_v, rates, epsilon, batch, 0,
                         HIDDEN, LATENT, False, False, PRECISION, NARROW, Z, PIECE,

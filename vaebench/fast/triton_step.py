@@ -7,10 +7,10 @@ product that has an image in it gathers the image itself. The eager step is its 
 left is five phases, each of which waits for the one before (``triton_tiles.py``):
 
 1. encode: the images' hidden units, and what each adds to mu and logvar; the updates' rates.
-2. score: z, the logits, both terms of the ELBO, and the slope along the logits.
-3. decode back: that slope carried back to the decoder's hidden units, and what they add to z's.
-4. sample back: the slopes of mu and logvar, and of the encoder's hidden units. Beside it the output
-   layer is updated, whose weights 3 still had to read as they were.
+2. score: z, the logits, both terms of the ELBO, and the gradient along the logits.
+3. decode back: that gradient carried back to the decoder's hidden units, and what they add to z's.
+4. sample back: the gradients of mu and logvar, and of the encoder's hidden units. Beside it the
+   output layer is updated, whose weights 3 still had to read as they were.
 5. learn: the updates of the other layers; the totals.
 
 :func:`triton_step` starts a kernel for each phase, five a step, to be replayed from a CUDA graph.
@@ -190,9 +190,9 @@ def _pieces(n: int, block: int) -> int:
 class Space:
     """What a step of one batch size passes from phase to phase; float32, on the device.
 
-    ``hidden``, ``decoded`` and their slopes are (B, H); ``mu``, ``logvar``, ``z`` and slopes
-    (B, Z); ``slope``, along the logits, (B, D). ``heads`` and ``along`` hold parts of mu and
-    logvar, and of the slope along z; ``recon`` and ``kl`` sums of tiles, in nats. ``arrived`` is
+    ``hidden``, ``decoded`` and their gradients are (B, H); ``mu``, ``logvar``, ``z`` and gradients
+    (B, Z); ``logits_grad`` (B, D). ``heads`` and ``along`` hold parts of mu and
+    logvar, and of the gradient along z; ``recon`` and ``kl`` sums of tiles, in nats. ``arrived`` is
     int32, and 0 between launches.
     """
 
@@ -207,11 +207,11 @@ class Space:
 
         hidden, latent = (batch, sizes.hidden), (batch, sizes.latent)
         self.hidden, self.decoded = empty(*hidden), empty(*hidden)
-        self.hidden_slope, self.decoded_slope = empty(*hidden), empty(*hidden)
+        self.hidden_grad, self.decoded_grad = empty(*hidden), empty(*hidden)
         self.mu, self.logvar, self.z = empty(*latent), empty(*latent), empty(*latent)
-        self.mu_slope, self.logvar_slope = empty(*latent), empty(*latent)
+        self.mu_grad, self.logvar_grad = empty(*latent), empty(*latent)
         self.heads, self.along = empty(2, parts, *latent), empty(parts, *latent)
-        self.slope = empty(batch, sizes.pixels)
+        self.logits_grad = empty(batch, sizes.pixels)
         rows = _pieces(batch, blocks.tall)
         self.kl, self.recon = empty(rows), empty(rows * _pieces(sizes.pixels, blocks.narrow))
         self.rates = empty(2)

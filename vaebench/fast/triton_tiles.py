@@ -6,7 +6,7 @@ so that only the step itself does it, when it is first run.
 
 Shapes: B images of PIXELS numbers, HIDDEN units, LATENT numbers per z, padded to Z, a power of two
 of at least 16, as products of tiles want it. Weights are (outputs, inputs), as in ``nn.Linear``;
-all matrices are row by row, without gaps. Slopes are derivatives of the loss, the mean over the
+all matrices are row by row, without gaps. Gradients are derivatives of the loss, the mean over the
 batch, so they are divided by B where they begin. Tiles are SHORT or TALL rows by NARROW or WIDE
 columns, and a product goes over what it sums up in pieces of PIECE, in phases 1 and 3, where that
 are the pixels, of LONG. What lies outside a matrix is read as 0.
@@ -142,12 +142,12 @@ def encode_tile(
 @triton.jit
 def score_tile(
     tile, images, index, noise, heads, mu_bias, logvar_bias, decoder_weight, decoder_bias,
-    output_weight, output_bias, mu, logvar, z, decoded, slope, recon, kl, batch, count,
+    output_weight, output_bias, mu, logvar, z, decoded, logits_grad, recon, kl, batch, count,
     PIXELS: tl.constexpr, HIDDEN: tl.constexpr, LATENT: tl.constexpr, Z: tl.constexpr,
     BYTES: tl.constexpr, PRECISION: tl.constexpr,
     TALL: tl.constexpr, NARROW: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
-    """Phase 2, TALL x NARROW of ``slope`` (B, PIXELS), along the logits; its log p(x|z) in nats.
+    """Phase 2, TALL x NARROW of ``logits_grad`` (B, PIXELS), and its log p(x|z) in nats.
 
     Every tile of a row draws z and decodes it for itself, which is cheaper than to wait for it. The
     first of them stores mu, logvar, z (B, LATENT) and the row's KL; ``decoded``
@@ -177,7 +177,7 @@ def score_tile(
     logits = total + _biases(output_bias, columns, PIXELS)
     place = tl.load(index + rows, mask=there, other=0)
     x = _pixels(images, place, there, columns, count, PIXELS, BYTES)
-    _put(slope, rows, columns, batch, PIXELS, (tl.sigmoid(logits) - x) / batch)
+    _put(logits_grad, rows, columns, batch, PIXELS, (tl.sigmoid(logits) - x) / batch)
     # log(1 + exp(l)) with the larger part taken out of the logarithm: finite for every logit.
     softplus = tl.maximum(logits, 0.0) + tl.log(1 + tl.exp(-tl.abs(logits)))
     terms = tl.where(there & (columns < PIXELS), x * logits - softplus, 0.0)
@@ -193,14 +193,14 @@ def score_tile(
 
 @triton.jit
 def decode_back_tile(
-    tile, slope, output_weight, decoder_weight, decoded, decoded_slope, along, batch,
+    tile, logits_grad, output_weight, decoder_weight, decoded, decoded_grad, along, batch,
     PIXELS: tl.constexpr, HIDDEN: tl.constexpr, LATENT: tl.constexpr, Z: tl.constexpr,
     PRECISION: tl.constexpr, SHORT: tl.constexpr, NARROW: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
-    """Phase 3, SHORT x NARROW of ``decoded_slope`` (B, HIDDEN), before the relu.
+    """Phase 3, SHORT x NARROW of ``decoded_grad`` (B, HIDDEN), before the relu.
 
-    It is (slope weight) where ``decoded`` is not 0. ``along`` (PARTS, B, LATENT): what these units
-    add to the slope along z.
+    It is (logits_grad weight) where ``decoded`` is not 0. ``along`` (PARTS, B, LATENT): what these
+    units add to the gradient along z.
     """
     PARTS: tl.constexpr = (HIDDEN + NARROW - 1) // NARROW
     rows = tile // PARTS * SHORT + tl.arange(0, SHORT)[:, None]
@@ -209,12 +209,12 @@ def decode_back_tile(
     total = tl.zeros((SHORT, NARROW), dtype=tl.float32)
     for start in range(0, PIXELS, LONG):
         inner = start + tl.arange(0, LONG)
-        d = _tile(slope, rows, inner[None, :], batch, PIXELS)
+        d = _tile(logits_grad, rows, inner[None, :], batch, PIXELS)
         w = _tile(output_weight, inner[:, None], units[None, :], PIXELS, HIDDEN)
         total = tl.dot(d, w, total, input_precision=PRECISION)
     h = _tile(decoded, rows, units[None, :], batch, HIDDEN)
     d = tl.where(h <= 0, 0.0, total)
-    _put(decoded_slope, rows, units[None, :], batch, HIDDEN, d)
+    _put(decoded_grad, rows, units[None, :], batch, HIDDEN, d)
     w = _tile(decoder_weight, units[:, None], latents, HIDDEN, LATENT)
     part = tl.dot(d, w, input_precision=PRECISION)
     _put(along + tile % PARTS * batch * LATENT, rows, latents, batch, LATENT, part)
@@ -223,14 +223,14 @@ def decode_back_tile(
 @triton.jit
 def sample_back_tile(
     tile, along, noise, mu, logvar, mu_weight, logvar_weight, hidden,
-    mu_slope, logvar_slope, hidden_slope, beta, batch,
+    mu_grad, logvar_grad, hidden_grad, beta, batch,
     HIDDEN: tl.constexpr, LATENT: tl.constexpr, Z: tl.constexpr, PRECISION: tl.constexpr,
     SHORT: tl.constexpr, NARROW: tl.constexpr,
 ):  # fmt: skip
-    """Phase 4, SHORT x NARROW of ``hidden_slope`` (B, HIDDEN), before the relu.
+    """Phase 4, SHORT x NARROW of ``hidden_grad`` (B, HIDDEN), before the relu.
 
-    As in score_tile every tile of a row computes the slopes of mu and logvar (B, LATENT), and the
-    first stores them.
+    As in score_tile every tile of a row computes the gradients of mu and logvar (B, LATENT), and
+    the first stores them.
     """
     PARTS: tl.constexpr = (HIDDEN + NARROW - 1) // NARROW
     rows = tile // PARTS * SHORT + tl.arange(0, SHORT)[:, None]
@@ -245,25 +245,25 @@ def sample_back_tile(
     along_mu = along_z + share * means
     along_logvar = 0.5 * (along_z * spread + share * (tl.exp(logs) - 1))
     if tile % PARTS == 0:
-        _put(mu_slope, rows, across, batch, LATENT, along_mu)
-        _put(logvar_slope, rows, across, batch, LATENT, along_logvar)
+        _put(mu_grad, rows, across, batch, LATENT, along_mu)
+        _put(logvar_grad, rows, across, batch, LATENT, along_logvar)
     w = _tile(mu_weight, down, units, LATENT, HIDDEN)
     total = tl.dot(along_mu, w, input_precision=PRECISION)
     w = _tile(logvar_weight, down, units, LATENT, HIDDEN)
     total = tl.dot(along_logvar, w, total, input_precision=PRECISION)
     h = _tile(hidden, rows, units, batch, HIDDEN)
-    _put(hidden_slope, rows, units, batch, HIDDEN, tl.where(h <= 0, 0.0, total))
+    _put(hidden_grad, rows, units, batch, HIDDEN, tl.where(h <= 0, 0.0, total))
 
 
 @triton.jit
-def _adam(param, m, v, offsets, inside, slope, rates, epsilon):
+def _adam(param, m, v, offsets, inside, grad, rates, epsilon):
     """Update the parameters at ``offsets``; ``rates`` are those of this step, see count_step."""
     rate, root = tl.load(rates), tl.load(rates + 1)
     first = tl.load(m + offsets, mask=inside, other=0.0)
     second = tl.load(v + offsets, mask=inside, other=0.0)
     value = tl.load(param + offsets, mask=inside, other=0.0)
-    first = BETA1 * first + (1 - BETA1) * slope
-    second = BETA2 * second + (1 - BETA2) * slope * slope
+    first = BETA1 * first + (1 - BETA1) * grad
+    second = BETA2 * second + (1 - BETA2) * grad * grad
     value -= rate * first / (tl.sqrt(second) * root + epsilon)
     tl.store(m + offsets, first, mask=inside)
     tl.store(v + offsets, second, mask=inside)
@@ -272,24 +272,24 @@ def _adam(param, m, v, offsets, inside, slope, rates, epsilon):
 
 @triton.jit
 def learn_tile(
-    tile, slope, inputs, index, weight, weight_m, weight_v, bias, bias_m, bias_v,
+    tile, grad, inputs, index, weight, weight_m, weight_v, bias, bias_m, bias_v,
     rates, epsilon, batch, count, OUT: tl.constexpr, IN: tl.constexpr,
     GATHERED: tl.constexpr, BYTES: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
-    """Update ROWS x COLUMNS of ``weight`` (OUT, IN) by slope^T inputs; the first column the bias.
+    """Update ROWS x COLUMNS of ``weight`` (OUT, IN) by grad^T inputs; the first column the bias.
 
-    ``slope`` is (B, OUT), ``inputs`` (B, IN), or all images if GATHERED. In phase 4 the output
+    ``grad`` is (B, OUT), ``inputs`` (B, IN), or all images if GATHERED. In phase 4 the output
     layer, whose weights phase 3 still had to read as they were; in phase 5 the others.
     """
     ACROSS: tl.constexpr = (IN + COLUMNS - 1) // COLUMNS
     rows = tile // ACROSS * ROWS + tl.arange(0, ROWS)
     columns = tile % ACROSS * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    slopes = tl.zeros((ROWS, PIECE), dtype=tl.float32)
+    grads = tl.zeros((ROWS, PIECE), dtype=tl.float32)
     for start in range(0, batch, PIECE):
         inner = start + tl.arange(0, PIECE)
-        d = _tile(slope, inner[None, :], rows[:, None], batch, OUT)
+        d = _tile(grad, inner[None, :], rows[:, None], batch, OUT)
         if GATHERED:
             there = inner < batch
             place = tl.load(index + inner, mask=there, other=0)
@@ -297,12 +297,12 @@ def learn_tile(
         else:
             x = _tile(inputs, inner[:, None], columns[None, :], batch, IN)
         total = tl.dot(d, x, total, input_precision=PRECISION)
-        slopes += d
+        grads += d
     inside = (rows[:, None] < OUT) & (columns[None, :] < IN)
     offsets = rows[:, None] * IN + columns[None, :]
     _adam(weight, weight_m, weight_v, offsets, inside, total, rates, epsilon)
     if tile % ACROSS == 0:
-        _adam(bias, bias_m, bias_v, rows, rows < OUT, tl.sum(slopes, 1), rates, epsilon)
+        _adam(bias, bias_m, bias_v, rows, rows < OUT, tl.sum(grads, 1), rates, epsilon)
 
 
 @triton.jit
