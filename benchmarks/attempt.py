@@ -13,7 +13,8 @@ from benchmarks.cuda_report import SIZES, Setting, build_one
 from benchmarks.processes import reply
 from benchmarks.rungs import load_data
 from benchmarks.state import numbers
-from vaebench.machine import available_cpus, synchronize
+from vaebench.system.device import synchronize
+from vaebench.system.threads import available_cpus
 
 
 def main() -> None:

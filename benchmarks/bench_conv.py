@@ -23,9 +23,9 @@ from benchmarks.intervals import paired_ratio, summary
 from benchmarks.state import module_restorer, restorer
 from vaebench import ConvVAE, Dataset
 from vaebench.config import WORKLOADS
-from vaebench.elbo import Objective
 from vaebench.engine import Sums
 from vaebench.fast import make_engine
+from vaebench.objective import Objective
 
 RECIPE = WORKLOADS["conv"].settings
 KL_WEIGHT = 128 / 60_000

@@ -12,7 +12,7 @@ import torch
 from benchmarks.conftest import Measure, Size
 from benchmarks.rungs import LATENT, new_model
 from vaebench import VAE, Dataset, evaluate
-from vaebench.fast.loader import to_unit
+from vaebench.data.images import to_unit
 
 COUNT = 1000
 

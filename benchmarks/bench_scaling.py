@@ -16,7 +16,7 @@ from benchmarks.conftest import Measure, Size
 from benchmarks.rungs import BATCH, RUNGS, build, new_model
 from benchmarks.state import numbers, restorer
 from vaebench import Dataset
-from vaebench.machine import available_cpus
+from vaebench.system.threads import available_cpus
 
 full = pytest.mark.full
 WIDTHS = [100, pytest.param(400, marks=full), pytest.param(1600, marks=full)]

@@ -17,12 +17,13 @@ from benchmarks.intervals import paired_ratio
 from benchmarks.rungs import TOLERANCE, RungError, new_model
 from benchmarks.state import elbo, restorer
 from vaebench import Dataset
-from vaebench.binarize import binarize
 from vaebench.config import TrainConfig, recipe
-from vaebench.elbo import Objective
-from vaebench.engine import TRAINING_PIXELS, Engine
+from vaebench.data.binarize import binarize
+from vaebench.engine import Engine
 from vaebench.fast import make_engine
+from vaebench.objective import Objective
 from vaebench.reference import ReferenceEngine
+from vaebench.system.random import TRAINING_PIXELS
 
 full = pytest.mark.full
 CASES = {

@@ -23,8 +23,10 @@ from benchmarks.intervals import exponent, summary
 from benchmarks.processes import commit, has_jax
 from benchmarks.rungs import BATCH, load_data, new_model
 from vaebench import Dataset
-from vaebench.machine import available_cpus, fingerprint, peak_flops
-from vaebench.trainer import training_flops
+from vaebench.system.info import fingerprint
+from vaebench.system.threads import available_cpus
+from vaebench.system.timing import peak_flops
+from vaebench.training.fit import training_flops
 
 # Of a stored result, what may differ between two runs that are compared.
 FREE = ("commit",)

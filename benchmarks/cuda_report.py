@@ -30,11 +30,13 @@ from benchmarks.processes import ROOT, Child, ChildError, described, has_jax
 from benchmarks.rungs import LEARNING_RATE, RUNGS, TOLERANCE, build, load_data, new_model
 from benchmarks.state import elbo, numbers, restorer
 from vaebench import Dataset, InputError, evaluate, fit
-from vaebench.elbo import Objective
 from vaebench.engine import Engine
 from vaebench.fast import make_engine
 from vaebench.fast.graph import GraphEngine
-from vaebench.machine import available_cpus, peak_flops, resolve_device, synchronize
+from vaebench.objective import Objective
+from vaebench.system.device import resolve_device, synchronize
+from vaebench.system.threads import available_cpus
+from vaebench.system.timing import peak_flops
 
 OUT = ROOT / "benchmarks/results/cuda.json"
 LIMIT = 450.0  # seconds

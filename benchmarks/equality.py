@@ -24,7 +24,8 @@ from benchmarks.intervals import equivalence
 from benchmarks.processes import ROOT, commit, described
 from benchmarks.rungs import BATCH, LEARNING_RATE, RUNGS, load_data, new_model
 from vaebench import Dataset, InputError, evaluate, fit
-from vaebench.machine import available_cpus, resolve_device
+from vaebench.system.device import resolve_device
+from vaebench.system.threads import available_cpus
 
 MARGIN = 0.1  # nats per image
 SAMPLES = 4  # z per test image

@@ -31,7 +31,9 @@ from benchmarks.rungs import (
     refusal,
 )
 from vaebench import evaluate, fit
-from vaebench.machine import available_cpus, peak_flops, resolve_device
+from vaebench.system.device import resolve_device
+from vaebench.system.threads import available_cpus
+from vaebench.system.timing import peak_flops
 
 SAMPLES = 4  # z per test image
 Run = dict[str, Any]

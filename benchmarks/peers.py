@@ -17,7 +17,7 @@ from benchmarks.examples_vae import ExampleVAE, make_loader, train_epoch
 from benchmarks.rungs import BATCH, LEARNING_RATE, RUNGS, build, new_model
 from benchmarks.state import elbo, module_restorer, numbers, restorer
 from vaebench import VAE
-from vaebench.fast.loader import gather
+from vaebench.data.images import gather
 
 
 class Contender(Protocol):

@@ -15,8 +15,10 @@ import torch
 from benchmarks.processes import peak_memory, reply
 from benchmarks.rungs import BATCH, RUNGS, build, load_data, new_model
 from benchmarks.state import elbo, numbers
-from vaebench.fast.denormals import run_flushed
-from vaebench.machine import available_cpus, process_age, synchronize
+from vaebench.fast.flush_denormal import run_flushed
+from vaebench.system.device import synchronize
+from vaebench.system.threads import available_cpus
+from vaebench.system.timing import process_age
 
 
 def main() -> None:

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vaebench.machine import fingerprint, resolve_device
+from vaebench.system.device import resolve_device
+from vaebench.system.info import fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
 

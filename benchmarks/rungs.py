@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from vaebench import VAE, Dataset, InputError, load_dataset, load_mnist
-from vaebench.elbo import Objective
 from vaebench.engine import Engine
 from vaebench.fast import make_engine
-from vaebench.machine import best_seconds
+from vaebench.objective import Objective
 from vaebench.reference import ReferenceEngine
+from vaebench.system.timing import best_seconds
 
 BATCH, LEARNING_RATE, LATENT = 128, 1e-3, 20
 # Relative difference of the ELBO that the gate lets pass, by the precision that really ran.

@@ -14,8 +14,9 @@ import torch
 from benchmarks.intervals import paired_ratio, summary
 from benchmarks.rungs import BATCH, RUNGS, build, load_data, new_model
 from benchmarks.state import numbers
-from vaebench.fast.denormals import run_flushed
-from vaebench.machine import available_cpus, resolve_device, synchronize
+from vaebench.fast.flush_denormal import run_flushed
+from vaebench.system.device import resolve_device, synchronize
+from vaebench.system.threads import available_cpus
 
 # Steps of a turn; steps of every engine before the first, which also spread Adam's moments out.
 STEPS, BEFORE = 12, 100

@@ -13,8 +13,8 @@ import torch
 from benchmarks.peers import Contender, make
 from benchmarks.processes import reply
 from benchmarks.rungs import load_data
-from vaebench.fast.denormals import run_flushed
-from vaebench.machine import available_cpus
+from vaebench.fast.flush_denormal import run_flushed
+from vaebench.system.threads import available_cpus
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vaebench.strokes import make_strokes
+from vaebench.data.strokes import make_strokes
 
 TIMES = ("seconds", "images_per_second")  # of an epoch's record: all else must be equal
 AIMS = {"start-up": 0.15, "training": 0.5, "writing": 0.35}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from vaebench.errors import InputError
-from vaebench.pictures import KINDS, Options, draw
+from vaebench.plots import KINDS, Options, draw
 
 
 class _Parser(argparse.ArgumentParser):

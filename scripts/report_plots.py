@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vaebench.pictures import style
+from vaebench.plots import style
 
 Result = dict[str, Any]
 Results = dict[str, Result]

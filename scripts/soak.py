@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import vaebench
-from vaebench.strokes import make_strokes
+from vaebench.data.strokes import make_strokes
 
 GROWTH = 8 << 20  # bytes that are no leak: the allocator's own coming and going
 

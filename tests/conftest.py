@@ -24,8 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 import torch  # noqa: E402
 
-from vaebench.data import load_mnist  # noqa: E402
-from vaebench.strokes import make_strokes  # noqa: E402
+from vaebench.data.load import load_mnist  # noqa: E402
+from vaebench.data.strokes import make_strokes  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

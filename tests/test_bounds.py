@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from tests import oracle
-from vaebench.elbo import Objective, loss_terms
 from vaebench.errors import InputError
 from vaebench.fast import make_engine
-from vaebench.model import VAE
+from vaebench.models.mlp import VAE
+from vaebench.objective import Objective, loss_terms
 from vaebench.reference import ReferenceEngine
 
 BAR = 1e-10

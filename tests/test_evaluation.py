@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 import vaebench
-from vaebench.binarize import binarize
-from vaebench.elbo import bernoulli_log_likelihood, bernoulli_value
-from vaebench.engine import TEST_PIXELS
-from vaebench.strokes import make_strokes
+from vaebench.data.binarize import binarize
+from vaebench.data.strokes import make_strokes
+from vaebench.objective import bernoulli_log_likelihood, bernoulli_value
+from vaebench.system.random import TEST_PIXELS
 
 SIGMA, PIXELS, LATENTS = 0.5, 12, 3
 

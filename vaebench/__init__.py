@@ -8,46 +8,46 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vaebench.checkpoint import load as load
     from vaebench.config import TrainConfig as TrainConfig
-    from vaebench.conv import ConvVAE as ConvVAE
-    from vaebench.data import Dataset as Dataset
-    from vaebench.data import load_dataset as load_dataset
-    from vaebench.data import load_mnist as load_mnist
+    from vaebench.data.load import Dataset as Dataset
+    from vaebench.data.load import load_dataset as load_dataset
+    from vaebench.data.load import load_mnist as load_mnist
+    from vaebench.data.loader import DeviceLoader as DeviceLoader
     from vaebench.errors import InputError as InputError
     from vaebench.evaluation import Evaluation as Evaluation
     from vaebench.evaluation import evaluate as evaluate
-    from vaebench.fast.loader import DeviceLoader as DeviceLoader
-    from vaebench.history import EpochRecord as EpochRecord
-    from vaebench.history import History as History
-    from vaebench.history import TrainingInterrupted as TrainingInterrupted
-    from vaebench.imported import load_state_dict_from as load_state_dict_from
-    from vaebench.model import VAE as VAE
-    from vaebench.resume import Checkpoints as Checkpoints
-    from vaebench.state import TrainState as TrainState
-    from vaebench.trainer import fit as fit
+    from vaebench.models.conv import ConvVAE as ConvVAE
+    from vaebench.models.mlp import VAE as VAE
+    from vaebench.models.pretrained import load_state_dict_from as load_state_dict_from
+    from vaebench.runs.checkpoints import Checkpoints as Checkpoints
+    from vaebench.runs.folder import load as load
+    from vaebench.training.fit import fit as fit
+    from vaebench.training.history import EpochRecord as EpochRecord
+    from vaebench.training.history import History as History
+    from vaebench.training.history import TrainingInterrupted as TrainingInterrupted
+    from vaebench.training.state import TrainState as TrainState
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Checkpoints": "resume",
-    "ConvVAE": "conv",
-    "Dataset": "data",
-    "DeviceLoader": "fast.loader",
-    "EpochRecord": "history",
+    "Checkpoints": "runs.checkpoints",
+    "ConvVAE": "models.conv",
+    "Dataset": "data.files",
+    "DeviceLoader": "data.loader",
+    "EpochRecord": "training.history",
     "Evaluation": "evaluation",
-    "History": "history",
+    "History": "training.history",
     "InputError": "errors",
     "TrainConfig": "config",
-    "TrainState": "state",
-    "TrainingInterrupted": "history",
-    "VAE": "model",
+    "TrainState": "training.state",
+    "TrainingInterrupted": "training.history",
+    "VAE": "models.mlp",
     "evaluate": "evaluation",
-    "fit": "trainer",
-    "load": "checkpoint",
-    "load_dataset": "data",
-    "load_mnist": "data",
-    "load_state_dict_from": "imported",
+    "fit": "training.fit",
+    "load": "runs.folder",
+    "load_dataset": "data.load",
+    "load_mnist": "data.load",
+    "load_state_dict_from": "models.pretrained",
 }
 
 __all__ = [

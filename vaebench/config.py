@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from vaebench.checks import (
+from vaebench.errors import (
     WIDEST,
+    InputError,
     check_choice,
     check_count,
     check_counts,
@@ -20,7 +21,6 @@ from vaebench.checks import (
     check_switch,
     check_text,
 )
-from vaebench.errors import InputError
 
 LIKELIHOODS = ("bernoulli", "gaussian")
 ACTIVATIONS = ("relu", "tanh", "leaky_relu")
@@ -226,7 +226,7 @@ def _recipe(source: str, **settings: Any) -> Recipe:
 WORKLOADS: Mapping[str, Recipe] = MappingProxyType(
     {
         # Mean squared error + 128/60000 KL is, but for a factor, this Gaussian's negative ELBO:
-        # vaebench/conv.py says how.
+        # vaebench/models/conv.py says how.
         "conv": _recipe(
             "danielwang7/MNIST-VAE at 5694d3c: five convolutions with batch norm, latent 2, Adam "
             "3e-4, batch 32",

@@ -4,11 +4,9 @@ The order of the images and the noise are drawn outside and handed in, so every 
 same images in the same order with the same noise, and two engines differ by rounding alone.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 
 from vaebench.errors import InputError
@@ -89,39 +87,3 @@ def copy_state(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Te
     with torch.no_grad():
         for name, tensor in target.items():
             tensor.copy_(source[name])
-
-
-@contextlib.contextmanager
-def full_float32() -> Iterator[None]:
-    """Let convolutions on CUDA multiply all of float32's bits, as products do.
-
-    Torch lets cuDNN round their factors to TF32 unless it is told not to. The switch is the whole
-    process's, and is put back. Of the two ways to set it this is the one that leaves both readable;
-    it sets recurrent layers too.
-    """
-    cudnn: Any = torch.backends.cudnn
-    if cudnn.conv.fp32_precision != "tf32":
-        yield
-        return
-    recurrent = cudnn.rnn.fp32_precision
-    cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32 = True
-        cudnn.rnn.fp32_precision = recurrent
-
-
-# What a stream of random numbers is for; each purpose and seed has a stream of its own.
-TRAINING, EVALUATION, TRAINING_PIXELS, TEST_PIXELS = 1, 2, 3, 4
-
-
-def random_stream(seed: int, purpose: int, device: torch.device, part: int = 0) -> torch.Generator:
-    """Make a generator on ``device`` whose stream is this seed's and this purpose's alone.
-
-    A purpose with several streams, such as one for every epoch, numbers them by ``part``.
-    Handing one seed to two generators gives one stream twice: initial weights and noise, say,
-    would be the same numbers.
-    """
-    state = np.random.SeedSequence([seed, purpose, part]).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(state[0]))

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from vaebench.arrays import as_images
-from vaebench.checks import check_count, check_seed
-from vaebench.elbo import Objective, kl_per_latent, log_prior_ratio, reparameterise
-from vaebench.engine import EVALUATION, full_float32, random_stream
-from vaebench.errors import InputError
-from vaebench.fast.loader import to_unit
-from vaebench.model import as_vae, latent_size, likelihood_of
-from vaebench.trial import device_of
+from vaebench.data.arrays import as_images
+from vaebench.data.images import to_unit
+from vaebench.errors import InputError, check_count, check_seed
+from vaebench.models.protocol import as_vae, latent_size, likelihood_of
+from vaebench.objective import Objective, kl_per_latent, log_prior_ratio, reparameterise
+from vaebench.problem import device_of
+from vaebench.system.device import full_float32
+from vaebench.system.random import EVALUATION, random_stream
 
 # Burda et al. 2015, section 5.1: a latent is active if Var_x(E[z|x]) is above this.
 ACTIVE = 1e-2
@@ -165,8 +165,8 @@ def check_images(images: Tensor, objective: Objective, name: str) -> Tensor:
     """Check an array of images and that the likelihood can take its values; give it as a tensor.
 
     Raises:
-        InputError: see :func:`vaebench.data.as_images`; or floats outside [0, 1] for a Bernoulli
-            likelihood.
+        InputError: see :func:`vaebench.data.arrays.as_images`; or floats outside [0, 1] for a
+            Bernoulli likelihood.
     """
     images = as_images(images)
     if objective.likelihood == "bernoulli" and images.is_floating_point():

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from vaebench.engine import Sums, full_float32
+from vaebench.engine import Sums
+from vaebench.system.device import full_float32
 
 
 class ReferenceEngine:
@@ -24,7 +25,7 @@ class ReferenceEngine:
         images: (N, ...) uint8, scaled to [0, 1] here, or float32 as they are; stays on the CPU.
         batch_size: images per step.
         lr: learning rate.
-        likelihood, sigma, beta, bound: as in :class:`vaebench.elbo.Objective`.
+        likelihood, sigma, beta, bound: as in :class:`vaebench.objective.Objective`.
         device: where the model trains.
         optimizer: ``"adam"`` or ``"adagrad"``.
         adam_eps: epsilon in Adam's denominator.

@@ -22,17 +22,17 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from vaebench.elbo import Objective
+from vaebench.data.images import gather, to_unit
+from vaebench.data.streaming import explained, fits
 from vaebench.fast.adagrad import AdagradState
 from vaebench.fast.adam import AdamState
-from vaebench.fast.compiled import CompiledStep
+from vaebench.fast.amp import Precision, by_steps, choose
+from vaebench.fast.compile import CompiledStep
+from vaebench.fast.fused_likelihood import with_fused_likelihood
 from vaebench.fast.graph import CaptureError, GraphEngine, capture_for, step_seconds
-from vaebench.fast.likelihood import with_fused_likelihood
-from vaebench.fast.loader import gather, to_unit
 from vaebench.fast.native import NativeEngine, layers_of, takes, takes_halves
 from vaebench.fast.parallel import ParallelEngine, ParallelStep, exchange
 from vaebench.fast.payoff import race
-from vaebench.fast.precision import Precision, by_steps, choose
 from vaebench.fast.products import lay_out, with_products
 from vaebench.fast.selfcheck import FLOAT32, ROUNDED, Tolerance, disagreement
 from vaebench.fast.sparse import darkness, lay_out_by_columns, with_sparse_input
@@ -42,11 +42,12 @@ from vaebench.fast.tf32 import applies, with_tf32, without_tf32
 from vaebench.fast.triton_step import FINE, PersistentEngine
 from vaebench.fast.triton_step import takes as takes_triton
 from vaebench.fast.triton_step import triton_step as by_triton
-from vaebench.model import VAE, latent_size
-from vaebench.processes import Group
-from vaebench.streaming import explained, fits
-from vaebench.toolchain import CompileError
-from vaebench.trial import reached
+from vaebench.models.mlp import VAE
+from vaebench.models.protocol import latent_size
+from vaebench.objective import Objective
+from vaebench.problem import reached
+from vaebench.system.distributed import Group
+from vaebench.system.toolchain import CompileError
 
 
 class Built(NamedTuple):
@@ -100,7 +101,7 @@ def make_engine(
         device: where everything runs.
         compile: compile the step. If that cannot be done the engine runs eagerly, with a warning
             and a note; with a note alone if compiled steps are measured to be slower.
-        amp: None, ``"auto"`` or ``"bf16"``; see :mod:`vaebench.fast.precision`.
+        amp: None, ``"auto"`` or ``"bf16"``; see :mod:`vaebench.fast.amp`.
         native: compile this package's own fully connected VAE by a kernel written for it; on the
             CPU; see :mod:`vaebench.fast.native`.
         triton: train it by Triton kernels written for it, without autocast, on CUDA, in place of
@@ -113,7 +114,7 @@ def make_engine(
         sparse: let the first layer leave out dark pixels where they are many; compiled, in
             float32, on the CPU; see :mod:`vaebench.fast.sparse`.
         fused_likelihood: compute a Bernoulli likelihood and its gradient in one pass; compiled, on
-            the CPU; see :mod:`vaebench.fast.likelihood`.
+            the CPU; see :mod:`vaebench.fast.fused_likelihood`.
         graph: replay many steps at once, where that pays; on CUDA, in one process; see
             :mod:`vaebench.fast.graph`.
         optimizer: ``"adam"`` or ``"adagrad"``.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaebench.layout import in_memory_order, laid_out_as
+from vaebench.fast.layout import in_memory_order, laid_out_as
 
 EPSILON = 1e-10
 

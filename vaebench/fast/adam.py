@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaebench.layout import in_memory_order, laid_out_as
+from vaebench.fast.layout import in_memory_order, laid_out_as
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 

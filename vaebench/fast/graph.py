@@ -27,7 +27,8 @@ from torch import Tensor
 
 from vaebench.engine import Sums
 from vaebench.fast.step import StepEngine
-from vaebench.machine import best_seconds, synchronize
+from vaebench.system.device import synchronize
+from vaebench.system.timing import best_seconds
 
 # Steps per replay that are tried, and beside them a whole epoch if recording it takes less than so
 # many seconds: its nodes are tens of thousands.

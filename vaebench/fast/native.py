@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vaebench.elbo import Objective
 from vaebench.engine import Sums
 from vaebench.fast.step import Moments, Step, StepEngine
-from vaebench.model import ACTIVATIONS, VAE, is_altered
-from vaebench.toolchain import CompileError, load_kernels
+from vaebench.models.mlp import ACTIVATIONS, VAE
+from vaebench.models.protocol import is_altered
+from vaebench.objective import Objective
+from vaebench.system.toolchain import CompileError, load_kernels
 
 SOURCES = ("vectors.h", "numbers.h", "halves.h", "sparse.h", "bernoulli.h", "tiles.h", "native.cpp")
 # As the kernel numbers them.
@@ -130,7 +131,7 @@ class NativeEngine(StepEngine):
         words: as of :class:`~vaebench.fast.step.StepEngine`.
 
     Raises:
-        vaebench.toolchain.CompileError: the kernel cannot be built.
+        vaebench.system.toolchain.CompileError: the kernel cannot be built.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vaebench.engine import Sums
 from vaebench.fast.step import Step, StepEngine
-from vaebench.processes import Group, add_up
+from vaebench.system.distributed import Group, add_up
 
 
 def exchange(grads: tuple[Tensor, ...], images: int) -> tuple[Tensor, ...]:

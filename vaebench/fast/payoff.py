@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from vaebench.fast.step import StepEngine
-from vaebench.machine import synchronize
+from vaebench.system.device import synchronize
 
 ROUNDS, BUDGET = 8, 0.4  # seconds, if a step takes less than half of that
 # Eager is taken if it is faster by more than two runs of the same code may differ.

@@ -14,8 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vaebench.model import as_vae
-from vaebench.toolchain import load_kernels
+from vaebench.models.protocol import as_vae
+from vaebench.system.toolchain import load_kernels
 
 # As in sparse.h: neighbouring pixels that are kept or left out together, images in a block.
 GROUP, ROWS = 2, 128
@@ -71,7 +71,7 @@ def with_sparse_input(model: nn.Module, images: Tensor, x: Tensor) -> tuple[nn.M
         few of them are zero.
 
     Raises:
-        vaebench.toolchain.CompileError: the kernel cannot be built.
+        vaebench.system.toolchain.CompileError: the kernel cannot be built.
     """
     if images.device.type != "cpu":
         return model, None

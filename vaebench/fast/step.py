@@ -11,9 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from vaebench.elbo import Objective, loss_terms
 from vaebench.engine import Sums, copy_state
-from vaebench.model import as_vae
+from vaebench.models.protocol import as_vae
+from vaebench.objective import Objective, loss_terms
 
 # (images, index (B,) int64, eps (B, Z) or (B, k, Z), totals (2,) float64): trains one step on the
 # images at index and adds the sums of recon and kl, in nats, to totals.

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vaebench.data.streaming import HostImages
 from vaebench.engine import Sums
 from vaebench.fast.step import Step, StepEngine
-from vaebench.streaming import HostImages
 
 
 class StreamEngine(StepEngine):

@@ -9,8 +9,8 @@ step keeps the kernels that were chosen then.
 import torch
 from torch import Tensor
 
-from vaebench.engine import full_float32
 from vaebench.fast.step import Step
+from vaebench.system.device import full_float32
 
 
 def applies(device: torch.device) -> bool:

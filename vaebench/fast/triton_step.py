@@ -41,11 +41,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from vaebench.elbo import Objective
 from vaebench.engine import Sums
 from vaebench.fast.step import Moments, Optimizer, Step, StepEngine
-from vaebench.machine import best_seconds
-from vaebench.model import VAE, is_altered
+from vaebench.models.mlp import VAE
+from vaebench.models.protocol import is_altered
+from vaebench.objective import Objective
+from vaebench.system.timing import best_seconds
 
 MOST_LATENT = 128  # a row of z, padded, is held by one program
 OLDEST = (8, 0)  # compute capability: what Triton's products are made for
@@ -328,7 +329,7 @@ class _Phases:
 
 def _kernel() -> Any:
     """Import the kernel: only here, as it needs Triton."""
-    from vaebench.fast.triton_kernels import train
+    from vaebench.fast.kernels.triton_kernels import train
 
     return train
 

@@ -1,0 +1,98 @@
+"""Devices, threads, the clock and the counted work."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vaebench.errors import InputError
+from vaebench.system import device, info, threads, timing
+
+CPU = torch.device("cpu")
+
+
+def test_auto_is_the_gpu_where_there_is_one() -> None:
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert device.resolve_device("auto").type == expected
+    assert device.resolve_device(torch.device("cpu")) == CPU
+    assert device.resolve_device("cpu:0") == CPU
+
+
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert device.resolve_device("cuda") == torch.device("cuda", 0)
+    assert device.resolve_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(InputError, match="cuda:0 to cuda:1"):
+        device.resolve_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"/sys/fs/cgroup/cpu.max": "150000 100000\n"}, 1.5),
+        ({"/sys/fs/cgroup/cpu.max": "max 100000\n"}, float("inf")),
+        (
+            {
+                "/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "300000",
+                "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+            },
+            3.0,
+        ),
+        (
+            {
+                "/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
+                "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+            },
+            float("inf"),
+        ),
+        ({}, float("inf")),
+    ],
+)
+def test_cgroup_quota(files: dict[str, str], quota: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_text(self: Path, *_: Any, **__: Any) -> str:
+        if str(self) not in files:
+            raise FileNotFoundError
+        return files[str(self)]
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert threads._cgroup_quota() == quota
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert threads.available_cpus() == (64 if quota == float("inf") else {1.5: 2, 3.0: 3}[quota])
+
+
+def test_process_age_is_that_of_the_process() -> None:
+    first = timing.process_age()
+    assert first > 0
+    time.sleep(0.05)
+    assert 0.01 < timing.process_age() - first < 5
+
+
+def test_best_seconds_is_the_shortest_call_after_the_first() -> None:
+    naps = iter([0.0, 0.03, 0.01, 0.02])
+
+    def work() -> None:
+        time.sleep(next(naps))
+
+    best = timing.best_seconds(work, CPU, budget=10, repeats=3)
+    assert 0.01 <= best < 0.02
+
+
+def test_best_seconds_keeps_its_budget() -> None:
+    start = time.perf_counter()
+    best = timing.best_seconds(lambda: time.sleep(0.05), CPU, budget=0.04)
+    assert 0.05 <= best <= time.perf_counter() - start < 0.5
+
+
+def test_counted_flops_are_those_of_the_product() -> None:
+    assert timing.count_flops(lambda: torch.ones(3, 5) @ torch.ones(5, 7)) == 2 * 3 * 5 * 7
+
+
+def test_peak_and_fingerprint() -> None:
+    assert timing.peak_flops(CPU, budget=0.05) > 1e8
+    found = info.fingerprint(CPU)
+    assert found["torch"] == torch.__version__
+    assert found["threads"] == torch.get_num_threads()
+    assert found["cpu"]

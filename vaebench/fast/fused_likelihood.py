@@ -1,0 +1,77 @@
+"""The Bernoulli log-likelihood and its gradient in one pass over the logits.
+
+As a compiler fuses them they are two passes with an exponential each, and a logarithm per pixel.
+The kernel (``likelihood.cpp``) takes one exponential per pixel and one logarithm per image: that
+of a product. It is C++, built when it is first used; the CPU only.
+"""
+
+import dataclasses
+from ctypes import c_long, c_void_p
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vaebench.objective import Objective
+from vaebench.system.toolchain import load_kernels
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedObjective(Objective):
+    """An Objective whose Bernoulli log-likelihood is the kernel's; x gets no gradient."""
+
+    def log_likelihood(self, output: Tensor, x: Tensor) -> Tensor:
+        """Log p(x|z), (B,), from the decoder's output and the images, B times D numbers each."""
+        if self.likelihood != "bernoulli" or output.dtype == torch.float64:
+            return super().log_likelihood(output, x)
+        logits, pixels = output.float().flatten(1), x.float().flatten(1)
+        recon: Tensor = torch.ops.vaebench.bernoulli(logits, pixels)[0]
+        return recon
+
+
+def with_fused_likelihood(objective: Objective, device: torch.device) -> Objective:
+    """Give the objective with the kernel in it, or as it is where the kernel does not apply.
+
+    Raises:
+        vaebench.system.toolchain.CompileError: the kernel cannot be built.
+    """
+    if objective.likelihood != "bernoulli" or device.type != "cpu":
+        return objective
+    _kernel()
+    return FusedObjective(**dataclasses.asdict(objective))
+
+
+@cache
+def _kernel() -> Any:
+    """Load likelihood.cpp."""
+    library = load_kernels("vectors.h", "bernoulli.h", "likelihood.cpp")
+    library.vaebench_bernoulli.argtypes = [c_long] * 2 + [c_void_p] * 4
+    return library
+
+
+def _forward(logits: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    logits, x = logits.contiguous(), x.contiguous()
+    recon, slope = _fake_forward(logits, x)
+    _kernel().vaebench_bernoulli(*logits.shape, *(t.data_ptr() for t in (logits, x, recon, slope)))
+    return recon, slope
+
+
+def _fake_forward(logits: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    return logits.new_empty(logits.shape[0]), logits.new_empty(logits.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1])
+
+
+def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None]:
+    return grad.unsqueeze(1) * ctx.saved_tensors[0], None
+
+
+# FRAGMENT: the namespace is adam.py's too.
+_LIBRARY = torch.library.Library("vaebench", "FRAGMENT")
+_LIBRARY.define("bernoulli(Tensor logits, Tensor x) -> (Tensor, Tensor)")
+_LIBRARY.impl("bernoulli", _forward, "CPU")
+torch.library.register_fake("vaebench::bernoulli", _fake_forward, lib=_LIBRARY)
+torch.library.register_autograd("vaebench::bernoulli", _backward, setup_context=_keep, lib=_LIBRARY)

@@ -1,0 +1,1 @@
+"""Kernels in C++ and Triton, built or imported when they are first used."""

@@ -1,0 +1,1 @@
+"""The networks, and what the trainer needs of anybody's."""

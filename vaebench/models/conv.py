@@ -1,0 +1,146 @@
+"""The convolutional VAE of danielwang7/MNIST-VAE, its loss, and what likelihood that loss is.
+
+The network is AntixK/PyTorch-VAE's VanillaVAE, cut for 28x28 pixels. Parameters and buffers carry
+that repository's names, so that its state_dicts fit as they are.
+
+Its loss is ``mse + w * kl``: squared error averaged over the D = 784 pixels and the images, KL
+summed over latents and averaged over the images, w = 128 / 60000. A Gaussian likelihood N(x; mean,
+sigma^2 I) has the log density -SSE / (2 sigma^2) plus a constant, SSE = D mse being the squared
+error of one image, so that
+
+    (beta kl - log p(x|z)) * 2 sigma^2 / D = beta kl * 2 sigma^2 / D + mse + constant,
+
+which is that loss for every sigma and beta with beta * 2 sigma^2 / D = w. With beta = 1, then, the
+loss is the negative ELBO of a Gaussian decoder with sigma = sqrt(w D / 2) = 0.914, up to a positive
+factor, w, and a constant. Both objectives have the same minima, and Adam takes the same steps on
+them but for its epsilon, which is added to gradients that are 1 / w = 469 times as large here: it
+equals 2e-11 there. That matters only where gradients are nearly nothing, as those of a bias before
+batch norm, which has no effect.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from vaebench.errors import InputError
+from vaebench.models.mlp import ACTIVATIONS
+
+CHANNELS = (32, 64, 128, 256, 512)
+PIXELS = (28, 28)
+SHAPES = (PIXELS, (1, *PIXELS), (math.prod(PIXELS),))
+
+
+class ConvVAE(nn.Module):
+    """Convolutional VAE with batch norm and a diagonal Gaussian q(z|x), for 28x28 grey images.
+
+    Each of the encoder's five layers halves height and width: 28, 14, 7, 4, 2, 1. Each of the
+    decoder's five doubles them: 1, 2, 4, 8, 16, 32; a 5x5 convolution then cuts 32 to 28.
+
+    Args:
+        image_shape: ``(28, 28)``, ``(1, 28, 28)`` or ``(784,)``; the output has this shape.
+        hidden_dims: channels of the encoder's five layers; the decoder has them reversed.
+        latent_dim: Z, the size of z.
+        activation: a name in :data:`vaebench.models.mlp.ACTIVATIONS`.
+        likelihood: ``"gaussian"``: the output is a mean in (-1, 1), by tanh, as in the original.
+            ``"bernoulli"``: logits, with no tanh.
+
+    Raises:
+        InputError: an argument that cannot be.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int] = PIXELS,
+        hidden_dims: Sequence[int] = CHANNELS,
+        latent_dim: int = 2,
+        activation: str = "leaky_relu",
+        likelihood: str = "gaussian",
+    ) -> None:
+        super().__init__()
+        _check(image_shape, hidden_dims, latent_dim, activation, likelihood)
+        self.image_shape = tuple(image_shape)
+        self.latent_dim = latent_dim
+        self.likelihood = likelihood
+        down = (1, *hidden_dims)
+        up = (*reversed(hidden_dims), hidden_dims[0])
+        self.encoder = nn.Sequential(*(_halve(i, o, activation) for i, o in pairwise(down)))
+        self.fc_mu = nn.Linear(down[-1], latent_dim)
+        self.fc_var = nn.Linear(down[-1], latent_dim)
+        self.decoder_input = nn.Linear(latent_dim, up[0])
+        doublings = [_double(i, o, activation) for i, o in pairwise(up)]
+        self.decoder = nn.Sequential(*doublings[:-1])
+        last = [*doublings[-1], nn.Conv2d(up[-1], 1, kernel_size=5)]
+        if likelihood == "gaussian":
+            last.append(nn.Tanh())
+        # One more level than is needed: so are the original's parameters named.
+        self.final_layer = nn.Sequential(nn.Sequential(*last))
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Give (mu, logvar), each (B, Z), of q(z|x) for x (B, ...), 784 pixels each."""
+        hidden = self.encoder(x.reshape(-1, 1, *PIXELS)).flatten(1)  # (B, C)
+        return self.fc_mu(hidden), self.fc_var(hidden)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Give the output (B, ``*image_shape``) for z (B, Z): Gaussian means, Bernoulli logits."""
+        hidden = self.decoder_input(z)[:, :, None, None]  # (B, C, 1, 1)
+        output = self.final_layer(self.decoder(hidden))  # (B, 1, 28, 28)
+        return cast(Tensor, output.reshape(-1, *self.image_shape))
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw z from the prior and give the n mean images (n, ``*image_shape``).
+
+        The generator must live on the model's device. Call ``eval()`` before: in train mode, batch
+        norm would normalise each image by the others.
+        """
+        weight = self.decoder_input.weight
+        z = torch.randn(n, self.latent_dim, generator=generator, device=weight.device)
+        return self.pixels(self.decode(z.to(weight.dtype)))
+
+    def pixels(self, output: Tensor) -> Tensor:
+        """Turn the decoder's output into mean pixel values, E[x|z]."""
+        return output.sigmoid() if self.likelihood == "bernoulli" else output
+
+
+def _halve(channels_in: int, channels_out: int, activation: str) -> nn.Sequential:
+    """(B, C, H, W) -> (B, C', ceil(H / 2), ceil(W / 2))."""
+    convolution = nn.Conv2d(channels_in, channels_out, kernel_size=3, stride=2, padding=1)
+    return nn.Sequential(convolution, nn.BatchNorm2d(channels_out), ACTIVATIONS[activation]())
+
+
+def _double(channels_in: int, channels_out: int, activation: str) -> nn.Sequential:
+    """(B, C, H, W) -> (B, C', 2 H, 2 W)."""
+    convolution = nn.ConvTranspose2d(
+        channels_in, channels_out, kernel_size=3, stride=2, padding=1, output_padding=1
+    )
+    return nn.Sequential(convolution, nn.BatchNorm2d(channels_out), ACTIVATIONS[activation]())
+
+
+def _check(
+    image_shape: Sequence[int],
+    hidden_dims: Sequence[int],
+    latent_dim: int,
+    activation: str,
+    likelihood: str,
+) -> None:
+    if tuple(image_shape) not in SHAPES:
+        raise InputError(
+            f"the convolutional network takes grey images of 28x28 pixels, and these have the "
+            f"shape {tuple(image_shape)}: give {', '.join(map(str, SHAPES))}, or use the "
+            "fully connected network"
+        )
+    if len(hidden_dims) != len(CHANNELS) or min(hidden_dims) < 1:
+        raise InputError(
+            f"hidden_dims is {tuple(hidden_dims)}: the convolutional network has exactly "
+            f"{len(CHANNELS)} layers; give their channels, e.g. {' '.join(map(str, CHANNELS))}"
+        )
+    if latent_dim < 1:
+        raise InputError(f"latent_dim is {latent_dim}: it must be at least 1")
+    if activation not in ACTIVATIONS:
+        raise InputError(f"activation is {activation!r}: choose from {', '.join(ACTIVATIONS)}")
+    if likelihood not in ("bernoulli", "gaussian"):
+        raise InputError(f"likelihood is {likelihood!r}: choose from bernoulli, gaussian")

@@ -1,0 +1,1 @@
+"""Run folders: what a training leaves on the disk, and how it goes on from there."""

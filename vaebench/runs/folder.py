@@ -1,0 +1,235 @@
+"""A run folder: what a training writes, and how a model comes back from it.
+
+    config.json         the TrainConfig, and how to rebuild the model
+    checkpoint-*        all that a training needs to go on; see vaebench.runs.checkpoints
+    metrics.jsonl       one line per epoch
+    model.safetensors   the parameters and buffers, replaced whole after every epoch
+    result.json         the summary, written at the end
+
+An epoch is finished when its checkpoint is there; its line and its model are written after that,
+and going on makes them anew from the checkpoint. So a process killed between any two of these
+leaves no gap and no double. Nothing in the folder can run code when it is loaded. Files are
+replaced atomically: a reader, or a crash, finds the old one or the new one.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from vaebench.errors import InputError
+from vaebench.models.networks import Network, make_network
+from vaebench.runs.lock import LOCK, FolderLock
+from vaebench.runs.settings import CONFIG as CONFIG
+from vaebench.runs.settings import RESULT as RESULT
+from vaebench.runs.settings import read_json as read_json
+from vaebench.runs.storage import (
+    replacing,
+    temporaries,
+    write_tensors,
+    writing,
+)
+
+METRICS, MODEL = "metrics.jsonl", "model.safetensors"
+
+
+class RunFolder:
+    """Writes a run folder: one that did not exist or was empty, or one to go on with.
+
+    It is this process's alone until the context manager is left. Left by an exception before the
+    first epoch was kept, a new folder is taken back, with everything in it.
+
+    Args:
+        path: the folder.
+        resume: go on with one that was written before.
+
+    Raises:
+        InputError: the folder holds something, cannot be written, or is being written by another.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, resume: bool = False) -> None:
+        self.path, self.resume = Path(path), resume
+        self.made: list[Path] = []
+        try:
+            self.made = [p for p in (self.path, *self.path.parents) if not p.exists()]
+            if not resume:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._check_free()
+            self.lock = FolderLock(self.path)
+            for left in temporaries(self.path):
+                left.unlink()
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            if isinstance(error, InputError):
+                raise
+            self._take_back()
+            flag = "--resume" if resume else "--out"
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise InputError(
+                f"{flag} {self.path} cannot be written ({reason}): choose another folder"
+            ) from error
+        if not resume:
+            try:
+                self._check_free()  # nobody may have come before the lock was ours
+            except InputError:
+                self.lock.release()
+                raise
+
+    def _check_free(self) -> None:
+        """Refuse a folder in which anything lies but what a process killed at once leaves."""
+        if {*self.path.iterdir()} - {self.path / LOCK, *temporaries(self.path)}:
+            raise InputError(
+                f"--out {self.path} is not empty: choose a new folder, or remove that one; or go "
+                f"on with the run in it, --resume {self.path}"
+            )
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        in_vain = kind is not None and not self.resume and not self.kept()
+        if in_vain:
+            for name in (CONFIG, METRICS):
+                with contextlib.suppress(OSError):
+                    (self.path / name).unlink()
+        self.lock.release()
+        if in_vain:
+            self._take_back()
+
+    def kept(self) -> str | None:
+        """Name the file that holds the last finished epoch; None if no epoch was finished."""
+        names = [p.name for p in self.path.glob("checkpoint-*.safetensors")]
+        model = [MODEL] if (self.path / MODEL).exists() else []
+        return max(names, default=None) or next(iter(model), None)
+
+    def _take_back(self) -> None:
+        for folder in self.made:
+            with contextlib.suppress(OSError, ValueError):
+                folder.rmdir()
+
+    def write_config(
+        self,
+        config: Mapping[str, Any],
+        model: Mapping[str, Any],
+        images: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write what is needed to rebuild the model and repeat the training."""
+        self._write_json(CONFIG, {**config, "model": model, "images": images or {}})
+
+    def write_metrics(self, lines: bytes) -> None:
+        """Write the lines of the epochs so far in place of those there are."""
+        with replacing(self.path / METRICS) as file:
+            file.write(lines)
+
+    def add_metrics(self, record: Mapping[str, Any]) -> None:
+        """Append one epoch's line."""
+        with writing(self.path / METRICS), open(self.path / METRICS, "ab") as file:
+            file.write(metrics_line(record))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def write_model(self, model: torch.nn.Module) -> None:
+        """Replace the model's parameters and buffers."""
+        with replacing(self.path / MODEL) as file:
+            write_tensors(file, {name: t.cpu() for name, t in model.state_dict().items()})
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write the summary."""
+        self._write_json(RESULT, result)
+
+    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        write_json(self.path / name, value)
+
+
+class NoFolder(RunFolder):
+    """Stands in for a run folder in a process that is not to write it: nothing comes of it."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path, self.made = Path(path), []
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing was made."""
+
+    def write_metrics(self, lines: bytes) -> None:
+        """Write nothing."""
+
+    def add_metrics(self, record: Mapping[str, Any]) -> None:
+        """Write nothing."""
+
+    def write_model(self, model: torch.nn.Module) -> None:
+        """Write nothing."""
+
+    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write nothing."""
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object, or replace it whole."""
+    with replacing(path) as file:
+        file.write((json.dumps(value, indent=2) + "\n").encode())
+
+
+def metrics_line(record: Mapping[str, Any]) -> bytes:
+    """An epoch's record as its line of ``metrics.jsonl``."""
+    return json.dumps(record).encode() + b"\n"
+
+
+def load(run_dir: str | os.PathLike[str]) -> Network:
+    """Load a run's model, on the CPU and in eval mode, ready to encode, decode and sample.
+
+    Raises:
+        InputError: the folder is no run folder, or is damaged.
+    """
+    if not isinstance(run_dir, str | os.PathLike) or not os.fspath(run_dir):
+        raise InputError(f"a run folder is given by its path, not by {run_dir!r}")
+    folder = Path(os.fsdecode(run_dir))
+    settings = read_json(folder / CONFIG)
+    try:
+        with torch.device("meta"):  # no memory yet, whatever sizes a damaged file may name
+            model = make_network(settings["model"])
+        tensors = _read_tensors(folder / MODEL)
+        _check_tensors(tensors, model.state_dict())
+        model.load_state_dict(tensors, assign=True)
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder} holds no {MODEL}: its training ended before the first epoch did"
+        ) from None
+    except (ArithmeticError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise _damaged(folder, error) from error
+    except (SafetensorError, OSError) as error:
+        raise _damaged(folder, error) from error
+    return model.eval()
+
+
+def _damaged(folder: Path, error: Exception) -> InputError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, KeyError):
+        reason = f"{CONFIG} holds no {reason}"
+    return InputError(f"{folder} is damaged: {reason}; train again")
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        raise ValueError(f"{path.name} is not a regular file")
+    return load_file(path)
+
+
+def _check_tensors(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
+    """Raise ValueError unless the tensors are those of the model: names, shapes, types, numbers."""
+    if found.keys() != wanted.keys():
+        odd = ", ".join(sorted(found.keys() ^ wanted.keys()))
+        raise ValueError(f"{MODEL} and the model of {CONFIG} do not share {odd}")
+    for name, tensor in found.items():
+        expected = wanted[name]
+        if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
+            raise ValueError(
+                f"{name} in {MODEL} is {tensor.dtype} of shape {tuple(tensor.shape)}, not "
+                f"{expected.dtype} of {tuple(expected.shape)}"
+            )
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} in {MODEL} holds values that are NaN or infinite")

@@ -1,0 +1,117 @@
+"""All of a training between two epochs, and how it goes on from there."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vaebench.engine import Engine
+from vaebench.errors import InputError
+from vaebench.training.history import EpochRecord, History
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """A training after some of its epochs; with it :func:`vaebench.fit` goes on to the same bits.
+
+    ``model`` is the module's ``state_dict``, ``engine`` what the optimiser remembers, ``random``
+    the generators' states, ``actual`` what runs. The tensors are the training's own, not copies:
+    save or clone them before ``on_state`` returns. The random numbers that a model draws for
+    itself, such as dropout's, are not part of it.
+    """
+
+    epochs: tuple[EpochRecord, ...]
+    model: dict[str, Tensor]
+    engine: dict[str, Tensor]
+    random: dict[str, Tensor]
+    actual: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        engine: Engine,
+        random: Mapping[str, torch.Generator],
+        history: History,
+    ) -> "TrainState":
+        """The state that a training is in."""
+        return cls(
+            tuple(history.epochs),
+            dict(model.state_dict()),
+            engine.state(),
+            {name: generator.get_state() for name, generator in random.items()},
+            {**history.actual, **_circumstances()},
+        )
+
+    def check(self, epochs: int, engine: str, device: torch.device) -> None:
+        """Check that a training with these settings can go on from here.
+
+        Raises:
+            InputError: it trained with another engine or on another kind of device, whose
+                optimiser's state and random numbers are of another form; or is further already.
+        """
+        if len(self.epochs) > epochs:
+            raise InputError(
+                f"epochs is {epochs}, but {len(self.epochs)} are trained already: ask for more"
+            )
+        if self.actual["engine"] != engine:
+            raise InputError(
+                f"the training began with engine {self.actual['engine']!r}, not {engine!r}: "
+                "go on with that"
+            )
+        if torch.device(self.actual["device"]).type != device.type:
+            raise InputError(
+                f"the training began on {self.actual['device']}, not {device}, whose random "
+                "numbers are others: go on there"
+            )
+
+    def amp(self, asked: str | None) -> str | None:
+        """What ``asked`` for autocast means here: ``"auto"`` was decided when the run began."""
+        if asked != "auto":
+            return asked
+        return "bf16" if self.actual["amp"] == "bf16" else None
+
+    def restore(
+        self,
+        model: nn.Module,
+        engine: Engine,
+        random: Mapping[str, torch.Generator],
+        history: History,
+    ) -> None:
+        """Put model, optimiser and generators in this state, in place; note what is not as it was.
+
+        Raises:
+            InputError: the state is that of another model.
+        """
+        try:
+            model.load_state_dict(self.model)
+            engine.load_state(self.engine)
+            for name, generator in random.items():
+                generator.set_state(self.random[name].cpu())
+        except (RuntimeError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"the state to go on from does not fit: {reason}") from error
+        history.epochs[:] = self.epochs
+        history.notes.append(
+            f"went on after epoch {len(self.epochs)}: times are those of the last part alone"
+        )
+        now = {**history.actual, **_circumstances()}
+        for name, before in self.actual.items():
+            if name in _WITHOUT_EFFECT:
+                continue
+            if now.get(name) != before:
+                history.notes.append(
+                    f"went on with {name} {now.get(name)}, before it was {before}: equal to an "
+                    "uninterrupted training within rounding, not to the bit"
+                )
+
+
+# What runs, but the same bits come out of it: the same steps, replayed many at a time.
+_WITHOUT_EFFECT = ("graph",)
+
+
+def _circumstances() -> dict[str, Any]:
+    """What is nobody's choice, and decides about the last bits."""
+    return {"threads": torch.get_num_threads(), "torch": torch.__version__}
