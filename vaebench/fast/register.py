@@ -1,0 +1,58 @@
+"""The register of techniques: one line each, in the order in which they are tried. No torch here.
+
+From this list alone come the fields of :class:`vaebench.config.FastConfig`, the command line's
+switches and their help, the order of admission, the ladder's rungs, the rows of the GPU's report,
+the cases of the equivalence tests and the table in ``vaebench/fast/README.md``. A technique is its
+line here and its file or folder; without both, everything else goes on working.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Technique:
+    """One way to be fast.
+
+    Args:
+        name: its one word: field, switch, rung and row are called so.
+        help: what it does, in a line.
+        devices: kinds of device on which it can do anything.
+        default: the value of its field; False or None: it must be asked for.
+        needs: the technique that it is a part of, and does nothing without.
+        option: further keyword arguments of the command line's option, if it is no plain switch.
+    """
+
+    name: str
+    help: str
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    default: bool | None = True
+    needs: str | None = None
+    option: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def module(self) -> str:
+        """Where it lives."""
+        return f"vaebench.fast.{self.name}"
+
+
+CPU, CUDA = ("cpu",), ("cuda",)
+AMP_MODES = ("auto", "bf16")
+_AMP = {"nargs": "?", "const": "auto", "metavar": "auto|bf16"}
+
+# fmt: off
+TECHNIQUES = (
+    Technique("flush_denormal", "treat denormal numbers as zero", CPU),
+    Technique("tf32", "float32 products with factors of 10 bits; faster, not equal to float32", CUDA, default=False),
+    Technique("amp", "autocast: auto (the default of the bare flag) uses bf16 where this device gains from it by measurement; bf16 forces it", default=None, option=_AMP),
+    Technique("products", "compute small convolutions as matrix products, where that pays", CPU),
+    Technique("persistent", "train the fully connected network by one Triton kernel that goes through many steps", CUDA, default=False),
+    Technique("triton", "train the fully connected network by five Triton kernels a step", CUDA, default=False),
+    Technique("native", "compile the fully connected network by a kernel written for it", CPU, needs="compile"),
+    Technique("sparse", "let the first layer leave out dark pixels where they are many", CPU, needs="compile"),
+    Technique("fused_likelihood", "compute a Bernoulli likelihood and its gradient in one pass", CPU, needs="compile"),
+    Technique("compile", "compile the whole training step into one graph", default=False),
+    Technique("graph", "replay many steps at once from a CUDA graph, where that is measured to pay", CUDA),
+)
+# fmt: on
