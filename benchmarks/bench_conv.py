@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader
 from benchmarks.conftest import Measure, Size, clock
 from benchmarks.examples_vae import Digits
 from benchmarks.intervals import paired_ratio, summary
+from benchmarks.rungs import make_engine
 from benchmarks.state import module_restorer, restorer
 from vaebench import ConvVAE, Dataset
 from vaebench.config import WORKLOADS
 from vaebench.engine import Sums
-from vaebench.fast import make_engine
 from vaebench.objective import Objective
 
 RECIPE = WORKLOADS["conv"].settings

@@ -14,13 +14,12 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.conftest import Measure, Size, clock
 from benchmarks.intervals import paired_ratio
-from benchmarks.rungs import TOLERANCE, RungError, new_model
+from benchmarks.rungs import TOLERANCE, RungError, make_engine, new_model
 from benchmarks.state import elbo, restorer
 from vaebench import Dataset
 from vaebench.config import TrainConfig, recipe
 from vaebench.data.binarize import binarize
 from vaebench.engine import Engine
-from vaebench.fast import make_engine
 from vaebench.objective import Objective
 from vaebench.reference import ReferenceEngine
 from vaebench.system.random import TRAINING_PIXELS
@@ -51,13 +50,13 @@ def test_workload(
 ) -> None:
     config = CASES[name]
     plain, fast, objective = engines(config, data, device)
-    steps = max(1, size.block // config.batch_size)
-    count = min(steps * config.batch_size, len(data.train))
+    steps = max(1, size.block // config.optimizer.batch_size)
+    count = min(steps * config.optimizer.batch_size, len(data.train))
     generator = torch.Generator().manual_seed(2)
     order = torch.randperm(len(data.train), generator=generator)[:count].to(device)
-    noise = torch.randn(objective.noise_shape(count, config.latent_dim), generator=generator).to(
-        device
-    )
+    noise = torch.randn(
+        objective.noise_shape(count, config.network.latent_dim), generator=generator
+    ).to(device)
     restores = [restorer(plain), restorer(fast)]
     seconds, elbos = [], []
 
@@ -75,8 +74,8 @@ def test_workload(
         rounds=3 * size.rounds,
         images=count,
         workload=name,
-        batch=config.batch_size,
-        steps=count / config.batch_size,
+        batch=config.optimizer.batch_size,
+        steps=count / config.optimizer.batch_size,
         device=device.type,
     )
     found = elbo(sums)
@@ -96,26 +95,29 @@ def engines(
     config: TrainConfig, data: Dataset, device: torch.device
 ) -> tuple[Engine, Engine, Objective]:
     """(reference, compiled engine, their objective): equal models on the same pixels."""
-    objective = Objective(bound=config.objective, samples=config.samples)
+    objective = Objective(bound=config.objective.bound, samples=config.objective.samples)
     images = data.train.images
-    if config.binarize != "none":
-        images = binarize(images, config.binarize, TRAINING_PIXELS)
+    if config.data.binarize != "none":
+        images = binarize(images, config.data.binarize, TRAINING_PIXELS)
     sizes: dict[str, Any] = {
         "image_shape": tuple(images.shape[1:]),
-        "hidden_dims": config.hidden_dim,
-        "latent_dim": config.latent_dim,
-        "activation": config.activation,
+        "hidden_dims": config.network.hidden_dim,
+        "latent_dim": config.network.latent_dim,
+        "activation": config.network.activation,
     }
-    words: dict[str, Any] = {"optimizer": config.optimizer, "adam_eps": config.adam_eps}
+    words: dict[str, Any] = {
+        "optimizer": config.optimizer.name,
+        "adam_eps": config.optimizer.adam_eps,
+    }
     plain = ReferenceEngine(
         new_model(**sizes),
         images,
-        batch_size=config.batch_size,
-        lr=config.lr,
+        batch_size=config.optimizer.batch_size,
+        lr=config.optimizer.lr,
         likelihood="bernoulli",
         sigma=1.0,
         beta=1.0,
-        bound=config.objective,
+        bound=config.objective.bound,
         device=device,
         **words,
     )
@@ -123,8 +125,8 @@ def engines(
         new_model(**sizes),
         images,
         objective,
-        config.batch_size,
-        config.lr,
+        config.optimizer.batch_size,
+        config.optimizer.lr,
         device,
         compile=True,
         **words,

@@ -23,6 +23,9 @@ from benchmarks.intervals import exponent, summary
 from benchmarks.processes import commit, has_jax
 from benchmarks.rungs import BATCH, load_data, new_model
 from vaebench import Dataset
+from vaebench.config import OptimizerConfig
+from vaebench.objective import Objective
+from vaebench.problem import Problem
 from vaebench.system.info import fingerprint
 from vaebench.system.threads import available_cpus
 from vaebench.system.timing import peak_flops
@@ -148,7 +151,8 @@ def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
 def _roof(device: torch.device) -> float:
     """Images/s if nothing but the default workload's matrix products took time, at their peak."""
     images = torch.zeros(BATCH, 28, 28, dtype=torch.uint8)
-    return peak_flops(device) / training_flops(new_model().to(device), images)
+    problem = Problem.of(new_model(), images, Objective(), OptimizerConfig(), device)
+    return peak_flops(device) / training_flops(problem)
 
 
 def _exponents(benches: list[tuple[dict[str, Any], float]]) -> dict[str, float]:

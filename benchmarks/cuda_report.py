@@ -27,11 +27,18 @@ from benchmarks.bounded import Part, Report
 from benchmarks.intervals import paired_ratio, summary
 from benchmarks.peers import AGREES, PEERS
 from benchmarks.processes import ROOT, Child, ChildError, described, has_jax
-from benchmarks.rungs import LEARNING_RATE, RUNGS, TOLERANCE, build, load_data, new_model
+from benchmarks.rungs import (
+    LEARNING_RATE,
+    RUNGS,
+    TOLERANCE,
+    build,
+    load_data,
+    make_engine,
+    new_model,
+)
 from benchmarks.state import elbo, numbers, restorer
 from vaebench import Dataset, InputError, evaluate, fit
 from vaebench.engine import Engine
-from vaebench.fast import make_engine
 from vaebench.fast.graph import GraphEngine
 from vaebench.objective import Objective
 from vaebench.system.device import resolve_device, synchronize

@@ -15,10 +15,11 @@ import torch
 from benchmarks.processes import peak_memory, reply
 from benchmarks.rungs import BATCH, RUNGS, build, load_data, new_model
 from benchmarks.state import elbo, numbers
-from vaebench.fast.flush_denormal import run_flushed
+from vaebench.fast import flush_denormal
 from vaebench.system.device import synchronize
 from vaebench.system.threads import available_cpus
 from vaebench.system.timing import process_age
+from vaebench.system.worker import run_apart
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
     task = json.loads(sys.argv[1])
     torch.set_num_threads(available_cpus())
     flush = RUNGS[task["rung"]].words.get("flush_denormal", True)
-    reply(run_flushed(lambda: probe(task), flush=flush))
+    reply(run_apart(lambda: probe(task), *[flush_denormal.enter] * flush))
 
 
 def probe(task: dict[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from vaebench import VAE, Dataset, InputError, load_dataset, load_mnist
+from vaebench.config import FastConfig, OptimizerConfig
 from vaebench.engine import Engine
-from vaebench.fast import make_engine
+from vaebench.fast.build import Built
+from vaebench.fast.build import make_engine as made
 from vaebench.objective import Objective
+from vaebench.problem import Problem
 from vaebench.reference import ReferenceEngine
 from vaebench.system.timing import best_seconds
 
@@ -99,6 +102,24 @@ def new_model(seed: int = 0, **sizes: Any) -> VAE:
     """Make the default workload's model with this seed's weights; ``sizes`` as of VAE."""
     torch.manual_seed(seed)
     return VAE(**sizes)
+
+
+def make_engine(
+    model: nn.Module,
+    images: Tensor,
+    objective: Objective,
+    batch_size: int,
+    lr: float,
+    device: torch.device,
+    *,
+    optimizer: str = "adam",
+    adam_eps: float = 1e-8,
+    **switches: Any,
+) -> Built:
+    """Build the fast engine; techniques that are not named have their defaults."""
+    settings = OptimizerConfig(batch_size=batch_size, lr=lr, name=optimizer, adam_eps=adam_eps)
+    problem = Problem.of(model, images, objective, settings, device)
+    return made(problem, FastConfig(**switches))
 
 
 def build(

@@ -14,9 +14,10 @@ import torch
 from benchmarks.intervals import paired_ratio, summary
 from benchmarks.rungs import BATCH, RUNGS, build, load_data, new_model
 from benchmarks.state import numbers
-from vaebench.fast.flush_denormal import run_flushed
+from vaebench.fast import flush_denormal
 from vaebench.system.device import resolve_device, synchronize
 from vaebench.system.threads import available_cpus
+from vaebench.system.worker import run_apart
 
 # Steps of a turn; steps of every engine before the first, which also spread Adam's moments out.
 STEPS, BEFORE = 12, 100
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--turns", type=int, default=41)
     words = parser.parse_args(argv)
     torch.set_num_threads(available_cpus())
-    print(told(run_flushed(lambda: take_turns(words))))
+    print(told(run_apart(lambda: take_turns(words), flush_denormal.enter)))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ import torch
 from benchmarks.peers import Contender, make
 from benchmarks.processes import reply
 from benchmarks.rungs import load_data
-from vaebench.fast.flush_denormal import run_flushed
+from vaebench.fast import flush_denormal
 from vaebench.system.threads import available_cpus
+from vaebench.system.worker import run_apart
 
 
 def main() -> None:
@@ -22,7 +23,8 @@ def main() -> None:
     task = json.loads(sys.argv[1])
     torch.set_num_threads(available_cpus())
     # One thread for all of it: the switch for denormals is inherited by the threads it makes.
-    run_flushed(lambda: obey(task), flush=task["peer"].startswith("vaebench"))
+    flush = task["peer"].startswith("vaebench")
+    run_apart(lambda: obey(task), *[flush_denormal.enter] * flush)
 
 
 def obey(task: dict[str, Any]) -> None:

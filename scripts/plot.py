@@ -4,24 +4,20 @@ Writes a PNG per kind, and for ``explore`` an HTML file that decodes in the brow
 """
 
 import argparse
-import logging
 import sys
 from pathlib import Path
-from typing import NoReturn
 
+from vaebench.cli.arguments import Parser
+from vaebench.cli.command import run
+from vaebench.cli.streams import say
 from vaebench.errors import InputError
 from vaebench.plots import KINDS, Options, draw
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (--help lists the options)")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Turn arguments into a namespace with ``runs``, ``kinds`` and the options."""
     default = Options()
-    parser = _Parser(
+    parser = Parser(
         prog="plot.py",
         description="Draw pictures of a training, without a display.",
         usage="%(prog)s RUN [KIND ...] [options]\n       %(prog)s RUN RUN ... curves [options]",
@@ -49,25 +45,24 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; give its exit status: 0, or 2 for bad input."""
-    logging.basicConfig(format="vaebench: %(message)s")
-    try:
-        given = parse(sys.argv[1:] if argv is None else argv)
-        # A word that names no kind is a further run; ./samples is a run of that name.
-        kinds = [word for word in given.words if word in (*KINDS, "all")]
-        runs = [given.run, *(word for word in given.words if word not in kinds)]
-        for run in runs[1:]:
-            if not Path(run).is_dir():
-                raise InputError(
-                    f"{run!r} is neither a kind of picture ({', '.join(KINDS)}, all) nor a folder"
-                )
-        low, high = given.percentiles
-        options = Options(given.grid, (low, high), given.latent, given.seed, given.data_dir)
-        for path in draw(runs, kinds, given.out, options):
-            print(path)
-    except InputError as error:
-        print(f"vaebench: {error}", file=sys.stderr)
-        return 2
+    """Run the command line; give its exit status, see :func:`vaebench.cli.command.run`."""
+    return run(_main, argv, interrupted="interrupted; pictures that were finished are kept")
+
+
+def _main(argv: list[str]) -> int:
+    given = parse(argv)
+    # A word that names no kind is a further run; ./samples is a run of that name.
+    kinds = [word for word in given.words if word in (*KINDS, "all")]
+    runs = [given.run, *(word for word in given.words if word not in kinds)]
+    for name in runs[1:]:
+        if not Path(name).is_dir():
+            raise InputError(
+                f"{name!r} is neither a kind of picture ({', '.join(KINDS)}, all) nor a folder"
+            )
+    low, high = given.percentiles
+    options = Options(given.grid, (low, high), given.latent, given.seed, given.data_dir)
+    for path in draw(runs, kinds, given.out, options):
+        say(str(path))
     return 0
 
 

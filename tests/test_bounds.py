@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tests import oracle
+from tests.engines import make_engine
 from vaebench.errors import InputError
-from vaebench.fast import make_engine
 from vaebench.models.mlp import VAE
 from vaebench.objective import Objective, loss_terms
 from vaebench.reference import ReferenceEngine

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import vaebench
+from vaebench.fast.register import TECHNIQUES
 
 ROOT = Path(vaebench.__file__).parent
 MODULES = {
@@ -15,29 +16,31 @@ MODULES = {
 }
 # The lowest floor first. A module imports from lower floors, and from those named before it on its
 # own. What is listed as a room stands for all its modules, which do not import one another.
-FLOORS = (
-    """
-errors config engine
+_HOUSE = """
+system.fork system.start errors fast.register workloads config engine
 system.random system.threads system.device system.timing system.info system.toolchain
-    system.distributed
+    system.distributed system.worker
 data.images data.idx data.arrays data.files data.download data.strokes data.load data.streaming
-    data.loader data.binarize models.protocol models.mlp models.conv models.networks
-    models.pretrained objective problem
-reference fast.layout fast.step fast.kernels.triton_tiles fast.kernels.triton_kernels fast.adagrad
-    fast.adam fast.amp fast.compile fast.flush_denormal fast.fused_likelihood fast.graph
-    fast.native fast.parallel fast.payoff fast.products fast.selfcheck fast.sparse fast.stream
-    fast.tf32 fast.triton_step fast
+    data.transforms data.datasets data.loader data.binarize models.snapshot models.protocol
+    models.mlp models.conv
+    models.networks models.pretrained objective models.adapt.squash models.adapt.names
+    models.adapt.read models.adapt.ways models.adapt.trial models.adapt.encoding
+    models.adapt.decoding models.adapt problem
+reference fast.layout fast.step fast.stream fast.parallel fast.admit fast.draft fast.capture
+    fast.threads fast.kernels.nonzero fast.kernels.triton_tiles fast.kernels.triton_kernels
+    fast.kernels.triton_step fast.adagrad fast.adam fast.flush_denormal fast.tf32 fast.amp
+    fast.products fast.persistent fast.triton fast.native fast.sparse fast.fused_likelihood
+    fast.compile fast.graph fast.build
 evaluation
 training.history training.schedules training.state training.divergence training.memory
-    training.loop training.fit runs.storage runs.lock runs.settings runs.folder runs.checkpoints
+    training.follow training.loop training.fit runs.storage runs.lock runs.settings runs.folder
+    runs.checkpoints
 plots.options plots.style plots.plane plots.run plots.sheets plots.curves plots.latent
     plots.manifold plots.explorer plots.album plots
-cli.train cli.evaluate
+cli.streams cli.command cli.arguments cli.summary cli.train cli.evaluate
 train evaluate
-""".strip()
-    .replace("\n    ", " ")
-    .split("\n")
-)
+"""
+FLOORS = _HOUSE.strip().replace("\n    ", " ").splitlines()
 PLACES = {
     name: (floor, place)
     for floor, line in enumerate(FLOORS)
@@ -72,7 +75,18 @@ def _imports(path: Path) -> set[str]:
 
 
 INSIDE = sorted(name.removesuffix(".__init__") for name in MODULES if name != "__init__")
-EMPTY = {"cli", "data", "models", "runs", "system", "training", "fast.kernels"}  # a docstring each
+# What techniques have in common; they do not know each other.
+SHARED = ("register", "step", "layout", "admit", "draft", "capture")
+EMPTY = {
+    "cli",
+    "data",
+    "fast",
+    "models",
+    "runs",
+    "system",
+    "training",
+    "fast.kernels",
+}  # a docstring each
 
 
 def _path(module: str) -> Path:
@@ -113,9 +127,9 @@ def test_the_reference_shares_nothing_with_the_fast_path() -> None:
 
 def test_techniques_do_not_know_each_other() -> None:
     """But for what they share: the step, memory layouts, and the kernels' own folder."""
-    shared = {"fast.step", "fast.layout"}
+    shared = {f"fast.{name}" for name in SHARED}
     for module in INSIDE:
-        if module.startswith("fast."):
+        if module in [technique.module.removeprefix("vaebench.") for technique in TECHNIQUES]:
             others = {i for i in _imports(_path(module)) if i.startswith("fast")}
             kernels = {i for i in others if i.startswith("fast.kernels.")}
             assert others <= shared | kernels, module

@@ -7,6 +7,9 @@ The public names below are loaded on first use (PEP 562), so that ``import vaebe
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from vaebench.system import fork as fork  # it is to notice a fork from here on
+from vaebench.system import start as _start  # noqa: F401 (its clock begins with this import)
+
 if TYPE_CHECKING:
     from vaebench.config import TrainConfig as TrainConfig
     from vaebench.data.load import Dataset as Dataset
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from vaebench.errors import InputError as InputError
     from vaebench.evaluation import Evaluation as Evaluation
     from vaebench.evaluation import evaluate as evaluate
+    from vaebench.models.adapt import adapt as adapt
     from vaebench.models.conv import ConvVAE as ConvVAE
     from vaebench.models.mlp import VAE as VAE
     from vaebench.models.pretrained import load_state_dict_from as load_state_dict_from
@@ -42,6 +46,7 @@ _HOME = {
     "TrainState": "training.state",
     "TrainingInterrupted": "training.history",
     "VAE": "models.mlp",
+    "adapt": "models.adapt",
     "evaluate": "evaluation",
     "fit": "training.fit",
     "load": "runs.folder",
@@ -63,6 +68,7 @@ __all__ = [
     "TrainConfig",
     "TrainState",
     "TrainingInterrupted",
+    "adapt",
     "evaluate",
     "fit",
     "load",

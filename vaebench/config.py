@@ -1,14 +1,16 @@
 """TrainConfig: every knob of a training has its one home, its default and its help text here.
 
-No torch in this room: the command line is checked before torch is loaded.
+It is made of groups, one for each thing that is settled: data, network, objective, optimizer, fast,
+run. Each leaf is one option of the command line and one keyword of :func:`vaebench.fit`, under a
+name of its own, so that a flat list of options makes a config (:meth:`TrainConfig.of`) and a config
+can be written down as one (:meth:`TrainConfig.options`). No torch in this room: the command line is
+checked before torch is loaded.
 """
 
 import dataclasses
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from vaebench.errors import (
     WIDEST,
@@ -21,6 +23,8 @@ from vaebench.errors import (
     check_switch,
     check_text,
 )
+from vaebench.fast.register import AMP_MODES, TECHNIQUES, Technique
+from vaebench.workloads import WORKLOADS as WORKLOADS
 
 LIKELIHOODS = ("bernoulli", "gaussian")
 ACTIVATIONS = ("relu", "tanh", "leaky_relu")
@@ -30,281 +34,9 @@ SCHEDULES = ("constant", "iwae", "pythae")
 OBJECTIVES = ("vae", "iwae")
 BINARIZE = ("none", "threshold", "static", "dynamic")
 ENGINES = ("fast", "reference")
-AMP_MODES = ("auto", "bf16")
-
 
 # What would take years or every thread there is, and is a slip of the finger.
 _MOST = {"epochs": 10**9, "latent_dim": WIDEST, "threads": 1024}
-
-
-def option(default: Any, help: str, **argparse_words: Any) -> Any:
-    """Declare a dataclass field that is also a command-line option; see ``vaebench.train``."""
-    return dataclasses.field(default=default, metadata={"help": help, **argparse_words})
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """One training, complete. Field names are the command line's words with ``_`` for ``-``."""
-
-    workload: str = option("mlp", "named recipe that sets the defaults of the options below")
-    data: str = option(
-        "auto",
-        "auto (MNIST if at hand or downloadable, else strokes), mnist, strokes, "
-        "or the path of a .npy, .npz or IDX file or of a folder of IDX files",
-    )
-    data_dir: str | None = option(
-        None, "folder of MNIST's files (default: $VAEBENCH_DATA, else data/)", metavar="DIR"
-    )
-    binarize: str = option(
-        "none",
-        "pixels: none leaves them as they are; threshold lights those of one half or more; static "
-        "takes one fixed random sample; dynamic samples the training images anew every epoch",
-        choices=BINARIZE,
-    )
-    holdout: int = option(
-        0, "last training images to set aside: not trained on, nor looked at", metavar="N"
-    )
-    epochs: int = option(10, "passes over the training images", metavar="N")
-    batch_size: int = option(128, "images per optimiser step", metavar="N")
-    optimizer: str = option("adam", "update rule", choices=OPTIMIZERS)
-    lr: float = option(1e-3, "learning rate", metavar="F")
-    adam_eps: float = option(1e-8, "epsilon in Adam's denominator", metavar="F")
-    schedule: str = option(
-        "constant",
-        "learning rate by epoch: constant, or that of the iwae or the pythae recipe",
-        choices=SCHEDULES,
-    )
-    network: str = option(
-        "mlp", "fully connected, or convolutional for 28x28 pixels", choices=NETWORKS
-    )
-    latent_dim: int = option(20, "size of z", metavar="N")
-    hidden_dim: tuple[int, ...] = option(
-        (400,),
-        "width of each hidden layer, or channels of each convolution, first to last",
-        metavar="N",
-        nargs="+",
-    )
-    activation: str = option("relu", "hidden activation", choices=ACTIVATIONS)
-    likelihood: str = option("bernoulli", "p(x|z)", choices=LIKELIHOODS)
-    sigma: float = option(1.0, "standard deviation of the Gaussian likelihood", metavar="F")
-    beta: float = option(
-        1.0, "weight of the KL in the loss (the ELBO is reported at 1)", metavar="F"
-    )
-    objective: str = option(
-        "vae",
-        "what is maximised: the ELBO, averaged over the samples, or the importance-weighted bound",
-        choices=OBJECTIVES,
-    )
-    samples: int = option(1, "z drawn per image and step, the k of both objectives", metavar="K")
-    seed: int = option(0, "seed of the initial weights, the order and the noise", metavar="N")
-    device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    threads: int | None = option(
-        None, "CPU threads (default: what affinity and the cgroup quota allow)", metavar="N"
-    )
-    engine: str = option("fast", "which code trains", choices=ENGINES)
-    compile: bool = option(False, "compile the whole training step into one graph")
-    amp: str | None = option(
-        None,
-        "autocast: auto (the default of the bare flag) uses bf16 where this device multiplies "
-        "it faster than float32; bf16 forces it",
-        choices=AMP_MODES,
-        nargs="?",
-        const="auto",
-    )
-    native: bool = option(
-        True,
-        "compile the fully connected network by a kernel written for it; on the CPU",
-    )
-    triton: bool = option(
-        False,
-        "on CUDA, train the fully connected network by Triton kernels written for it, where they "
-        "are found to agree",
-    )
-    persistent: bool = option(
-        False, "the same by one kernel that goes through many steps; tried before --triton"
-    )
-    tf32: bool = option(
-        False, "on CUDA, float32 products with factors of 10 bits; faster, not equal to float32"
-    )
-    sparse: bool = option(
-        True,
-        "let the first layer leave out dark pixels where they are many; compiled, on the CPU",
-    )
-    fused_likelihood: bool = option(
-        True,
-        "compute a Bernoulli likelihood and its gradient in one pass; compiled, on the CPU",
-    )
-    products: bool = option(True, "on the CPU, compute small convolutions as matrix products")
-    graph: bool = option(
-        True, "on CUDA, replay many steps at once from a graph, where that is measured to pay"
-    )
-    flush_denormal: bool = option(True, "treat denormal numbers as zero on the CPU")
-    out: str | None = option(
-        None, "run folder to write (default: runs/WORKLOAD-TIME)", metavar="DIR"
-    )
-    checkpoint_every: int = option(
-        1, "epochs from one checkpoint to the next; 0: none but at the end", metavar="N"
-    )
-    resume: str | None = option(
-        None, "go on with the run in this folder, with the options it began with", metavar="RUN"
-    )
-    plot: bool = option(False, "draw pictures of the run into its folder at the end")
-    quiet: bool = option(False, "print warnings and errors only")
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "latent_dim", "samples"):
-            _check_count(name, getattr(self, name))
-        # A tuple from here on, whatever sequence was given: a run folder can hold it.
-        widths = check_counts("--hidden-dim", self.hidden_dim, most=WIDEST)
-        object.__setattr__(self, "hidden_dim", widths)
-        if self.threads is not None:
-            _check_count("threads", self.threads)
-        if self.checkpoint_every != 0:
-            _check_count("checkpoint_every", self.checkpoint_every)
-        _check_real("lr", self.lr, positive=True)
-        _check_real("adam_eps", self.adam_eps, positive=True)
-        _check_real("sigma", self.sigma, positive=True)
-        _check_real("beta", self.beta, positive=False)
-        check_seed("--seed", self.seed)
-        _check_choice("workload", self.workload, tuple(WORKLOADS))
-        _check_choice("network", self.network, NETWORKS)
-        _check_choice("activation", self.activation, ACTIVATIONS)
-        _check_choice("likelihood", self.likelihood, LIKELIHOODS)
-        _check_choice("engine", self.engine, ENGINES)
-        _check_choice("binarize", self.binarize, BINARIZE)
-        _check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        _check_choice("schedule", self.schedule, SCHEDULES)
-        _check_choice("objective", self.objective, OBJECTIVES)
-        if not isinstance(self.holdout, int) or self.holdout < 0:
-            raise InputError(f"--holdout is {self.holdout!r}: it must be a whole number, 0 or more")
-        if self.objective == "iwae" and self.beta != 1:
-            raise InputError(
-                f"--beta is {self.beta}: the importance-weighted bound has no separate KL to "
-                "weigh; drop --beta, or use --objective vae"
-            )
-        check_amp(self.amp)
-        if self.engine == "reference" and (self.compile or self.amp):
-            raise InputError(
-                "--engine reference is plain eager float32: drop --compile and --amp, "
-                "or use --engine fast"
-            )
-        for name in ("tf32", "triton", "persistent"):
-            if self.engine == "reference" and getattr(self, name):
-                raise InputError(f"--engine reference is plain eager float32: drop {_flag(name)}")
-        self._check_kinds()
-
-    def _check_kinds(self) -> None:
-        """What the command line's own parser sees to, but a caller of the library may get wrong."""
-        for name in ("data", "device"):
-            check_text(_flag(name), getattr(self, name))
-        for name in ("data_dir", "out", "resume"):
-            if getattr(self, name) is not None:
-                check_text(_flag(name), getattr(self, name))
-        kernels = ("native", "triton", "persistent", "sparse", "fused_likelihood", "products")
-        for name in ("compile", *kernels, "tf32", "graph", "flush_denormal", "plot", "quiet"):
-            check_switch(_flag(name), getattr(self, name))
-        if self.likelihood == "bernoulli" and self.sigma != 1:
-            raise InputError(
-                f"--sigma {self.sigma} belongs to the Gaussian likelihood: "
-                "add --likelihood gaussian, or drop --sigma"
-            )
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A workload of the literature: where it is from, and what it sets of TrainConfig's fields."""
-
-    source: str
-    settings: Mapping[str, Any]
-
-
-def _recipe(source: str, **settings: Any) -> Recipe:
-    return Recipe(source, MappingProxyType(settings))
-
-
-# Where a recipe departs from its source, the comment says so. Weights start as PyTorch's layers do.
-WORKLOADS: Mapping[str, Recipe] = MappingProxyType(
-    {
-        # Mean squared error + 128/60000 KL is, but for a factor, this Gaussian's negative ELBO:
-        # vaebench/models/conv.py says how.
-        "conv": _recipe(
-            "danielwang7/MNIST-VAE at 5694d3c: five convolutions with batch norm, latent 2, Adam "
-            "3e-4, batch 32",
-            network="conv",
-            batch_size=32,
-            lr=3e-4,
-            latent_dim=2,
-            hidden_dim=(32, 64, 128, 256, 512),
-            activation="leaky_relu",
-            likelihood="gaussian",
-            sigma=math.sqrt(128 / 60_000 * 784 / 2),
-        ),
-        "mlp": _recipe(
-            "pytorch/examples vae/main.py at 77f55b9: 784-400-20, ReLU, Adam 1e-3, batch 128"
-        ),
-        # 30 epochs as in its config; the README gives a value after 10.
-        "flax": _recipe(
-            "google/flax examples/vae at 18f8f31: 784-500-20, static binarisation, 50,000 images",
-            binarize="static",
-            holdout=10_000,
-            epochs=30,
-            hidden_dim=(500,),
-        ),
-        # 1,667 epochs are the 10^8 images of its figure 2. Of its learning rates 0.01, 0.02 and 0.1
-        # the last diverges from these starting weights. It names no binarisation. Left out: its
-        # N(0, I) prior over the weights. Its Gaussian decoder gives a variance per pixel;
-        # --likelihood gaussian has one fixed --sigma.
-        "aevb": _recipe(
-            "Kingma & Welling 2013, section 5: 500 tanh units, Bernoulli, batch 100, Adagrad; "
-            "latent sizes 2, 3, 5, 10, 20, 200 by --latent-dim",
-            epochs=1667,
-            batch_size=100,
-            optimizer="adagrad",
-            lr=0.01,
-            hidden_dim=(500,),
-            activation="tanh",
-        ),
-        # Its published code adds up the gradients of the 20 images; here they are averaged, as in
-        # its later implementations, so that the same epsilon weighs 20 times as much. It does not
-        # shuffle.
-        "iwae": _recipe(
-            "Burda et al. 2015 (arXiv 1509.00519): 784-200-200-50, tanh, batch 20, Adam with "
-            "epsilon 1e-4, staged learning rate over 3,280 passes, a new binary sample each pass; "
-            "k = 1, 5, 50 by --samples, their IWAE by --objective iwae",
-            binarize="dynamic",
-            holdout=400,
-            epochs=3280,
-            batch_size=20,
-            adam_eps=1e-4,
-            schedule="iwae",
-            latent_dim=50,
-            hidden_dim=(200, 200),
-            activation="tanh",
-        ),
-        # It keeps the epoch that scored best on the held-out images; here the last one is kept.
-        "pythae": _recipe(
-            "clementchadebec/benchmark_VAE reproducibility/vae.py at 58c9e63: 784-400-40, ReLU, "
-            "static binarisation, 50,000 images, Adam 1e-4 in steps, batch 100",
-            binarize="static",
-            holdout=10_000,
-            epochs=500,
-            batch_size=100,
-            lr=1e-4,
-            schedule="pythae",
-            latent_dim=40,
-        ),
-    }
-)
-
-
-def recipe(workload: str, **given: Any) -> TrainConfig:
-    """Make the config of a named workload, with ``given`` fields in place of the recipe's.
-
-    Raises:
-        InputError: no such workload, or a value that cannot be.
-    """
-    _check_choice("workload", workload, tuple(WORKLOADS))
-    return TrainConfig(**{"workload": workload, **WORKLOADS[workload].settings, **given})
 
 
 def check_amp(amp: str | None) -> None:
@@ -326,9 +58,308 @@ def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
     check_choice(_flag(name), value, accepted)
 
 
-def _check_count(name: str, value: int) -> None:
-    check_count(_flag(name), value, most=_MOST.get(name))
+def _counted(config: Any, *names: str) -> None:
+    """Check fields that count something, and keep them as plain ints, whatever int was given."""
+    for name in names:
+        value = check_count(_flag(name), getattr(config, name), most=_MOST.get(name))
+        object.__setattr__(config, name, value)
 
 
-def _check_real(name: str, value: float, *, positive: bool) -> None:
-    check_real(_flag(name), value, zero=not positive)
+def _check_text_or_none(name: str, value: str | None) -> None:
+    if value is not None:
+        check_text(_flag(name), value)
+
+
+def _measured(config: Any, *names: str) -> None:
+    """Check fields that are real numbers, and keep them as plain floats; beta may be zero."""
+    for name in names:
+        value = check_real(_flag(name), getattr(config, name), zero=name == "beta")
+        object.__setattr__(config, name, value)
+
+
+def option(default: Any, help: str, *, flag: str | None = None, **argparse_kwargs: Any) -> Any:
+    """Declare a field that is also an option, called ``flag`` where that is not the field's name.
+
+    Further keyword arguments are those of ``argparse.add_argument``.
+    """
+    return field(default=default, metadata={"help": help, "option": flag, **argparse_kwargs})
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and what is made of them."""
+
+    source: str = option(
+        "auto",
+        "auto (MNIST if at hand or downloadable, else strokes), mnist, strokes, "
+        "or the path of a .npy, .npz or IDX file or of a folder of IDX files",
+        flag="data",
+    )
+    data_dir: str | None = option(
+        None, "folder of MNIST's files (default: $VAEBENCH_DATA, else data/)", metavar="DIR"
+    )
+    binarize: str = option(
+        "none",
+        "pixels: none leaves them as they are; threshold lights those of one half or more; static "
+        "takes one fixed random sample; dynamic samples the training images anew every epoch",
+        choices=BINARIZE,
+    )
+    holdout: int = option(
+        0, "last training images to set aside: not trained on, nor looked at", metavar="N"
+    )
+
+    def __post_init__(self) -> None:
+        check_text("--data", self.source)
+        _check_text_or_none("data_dir", self.data_dir)
+        _check_choice("binarize", self.binarize, BINARIZE)
+        if not isinstance(self.holdout, int) or self.holdout < 0:
+            raise InputError(f"--holdout is {self.holdout!r}: it must be a whole number, 0 or more")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The package's own networks; a caller of the library brings a model instead."""
+
+    kind: str = option(
+        "mlp",
+        "fully connected, or convolutional for 28x28 pixels",
+        flag="network",
+        choices=NETWORKS,
+    )
+    latent_dim: int = option(20, "size of z", metavar="N")
+    hidden_dim: tuple[int, ...] = option(
+        (400,),
+        "width of each hidden layer, or channels of each convolution, first to last",
+        metavar="N",
+        nargs="+",
+    )
+    activation: str = option("relu", "hidden activation", choices=ACTIVATIONS)
+
+    def __post_init__(self) -> None:
+        _check_choice("network", self.kind, NETWORKS)
+        _counted(self, "latent_dim")
+        # A tuple from here on, whatever sequence was given: a run folder can hold it.
+        widths = check_counts("--hidden-dim", self.hidden_dim, most=WIDEST)
+        object.__setattr__(self, "hidden_dim", widths)
+        _check_choice("activation", self.activation, ACTIVATIONS)
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is maximised; see :class:`vaebench.objective.Objective`."""
+
+    likelihood: str | None = option(
+        None, "p(x|z) (default: bernoulli, or what the model says)", choices=LIKELIHOODS
+    )
+    sigma: float = option(1.0, "standard deviation of the Gaussian likelihood", metavar="F")
+    beta: float = option(
+        1.0, "weight of the KL in the loss (the ELBO is reported at 1)", metavar="F"
+    )
+    bound: str = option(
+        "vae",
+        "what is maximised: the ELBO, averaged over the samples, or the importance-weighted bound",
+        flag="objective",
+        choices=OBJECTIVES,
+    )
+    samples: int = option(1, "z drawn per image and step, the k of both objectives", metavar="K")
+
+    def __post_init__(self) -> None:
+        if self.likelihood is not None:
+            _check_choice("likelihood", self.likelihood, LIKELIHOODS)
+        _measured(self, "sigma", "beta")
+        _check_choice("objective", self.bound, OBJECTIVES)
+        _counted(self, "samples")
+        if self.bound == "iwae" and self.beta != 1:
+            raise InputError(
+                f"--beta is {self.beta}: the importance-weighted bound has no separate KL to "
+                "weigh; drop --beta, or use --objective vae"
+            )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How often, in which steps and by which rule the parameters move."""
+
+    epochs: int = option(10, "passes over the training images", metavar="N")
+    batch_size: int = option(128, "images per optimiser step", metavar="N")
+    name: str = option("adam", "update rule", flag="optimizer", choices=OPTIMIZERS)
+    lr: float = option(1e-3, "learning rate", metavar="F")
+    adam_eps: float = option(1e-8, "epsilon in Adam's denominator", metavar="F")
+    schedule: str = option(
+        "constant",
+        "learning rate by epoch: constant, or that of the iwae or the pythae recipe",
+        choices=SCHEDULES,
+    )
+
+    def __post_init__(self) -> None:
+        _counted(self, "epochs", "batch_size")
+        _check_choice("optimizer", self.name, OPTIMIZERS)
+        _measured(self, "lr", "adam_eps")
+        _check_choice("schedule", self.schedule, SCHEDULES)
+
+
+if TYPE_CHECKING:
+
+    class FastConfig:
+        """One field for each technique of :mod:`vaebench.fast.register`."""
+
+        def __init__(self, **switches: Any) -> None: ...
+
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+
+    def _check_techniques(self: Any) -> None:
+        for technique in TECHNIQUES:
+            value = getattr(self, technique.name)
+            if technique.option:
+                check_amp(value)
+            else:
+                check_switch(_flag(technique.name), value)
+
+    FastConfig = dataclasses.make_dataclass(
+        "FastConfig",
+        [(t.name, bool, option(t.default, f"{t.help}{t.where}", **t.option)) for t in TECHNIQUES],
+        frozen=True,
+        namespace={
+            "__post_init__": _check_techniques,
+            "__doc__": "One field for each technique of :mod:`vaebench.fast.register`.",
+        },
+    )
+
+
+_NOTHING_SAID = FastConfig()
+
+
+def without(fast: FastConfig, *names: str) -> FastConfig:
+    """The same with these techniques switched off."""
+    return FastConfig(
+        **{t.name: _off(t) if t.name in names else getattr(fast, t.name) for t in TECHNIQUES}
+    )
+
+
+def _off(technique: Technique) -> bool | None:
+    return None if technique.option else False
+
+
+def asks_for(fast: FastConfig, name: str) -> Any:
+    """What a config asks of a technique; None of one that there is not."""
+    return getattr(fast, name, None)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where it runs, from which seed, and what it leaves behind."""
+
+    seed: int = option(0, "seed of the initial weights, the order and the noise", metavar="N")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    threads: int | None = option(
+        None, "CPU threads (default: what affinity and the cgroup quota allow)", metavar="N"
+    )
+    engine: str = option("fast", "which code trains", choices=ENGINES)
+    out: str | None = option(
+        None, "run folder to write (default: runs/WORKLOAD-TIME)", metavar="DIR"
+    )
+    checkpoint_every: int = option(
+        1, "epochs from one checkpoint to the next; 0: none but at the end", metavar="N"
+    )
+    resume: str | None = option(
+        None, "go on with the run in this folder, with the options it began with", metavar="RUN"
+    )
+    plot: bool = option(False, "draw pictures of the run into its folder at the end")
+    quiet: bool = option(False, "print warnings and errors only")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", check_seed("--seed", self.seed))
+        check_text("--device", self.device)
+        if self.threads is not None:
+            _counted(self, "threads")
+        _check_choice("engine", self.engine, ENGINES)
+        if self.checkpoint_every != 0:
+            _counted(self, "checkpoint_every")
+        for name in ("out", "resume"):
+            _check_text_or_none(name, getattr(self, name))
+        check_switch("--plot", self.plot)
+        check_switch("--quiet", self.quiet)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training, complete; see the groups for what there is to settle."""
+
+    workload: str = option("mlp", "named recipe that sets the defaults of the options below")
+    data: DataConfig = DataConfig()
+    network: NetworkConfig = NetworkConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    fast: FastConfig = _NOTHING_SAID
+    run: RunConfig = RunConfig()
+
+    def __post_init__(self) -> None:
+        _check_choice("workload", self.workload, tuple(WORKLOADS))
+        if self.objective.likelihood == "bernoulli" and self.objective.sigma != 1:
+            raise InputError(
+                f"--sigma {self.objective.sigma} belongs to the Gaussian likelihood: "
+                "add --likelihood gaussian, or drop --sigma"
+            )
+        if self.run.engine == "reference":
+            asked = [t.name for t in TECHNIQUES if not t.default and asks_for(self.fast, t.name)]
+            if asked:
+                raise InputError(
+                    f"--engine reference is plain eager float32: drop "
+                    f"{' and '.join(map(_flag, asked))}, or use --engine fast"
+                )
+
+    @classmethod
+    def of(cls, **options: Any) -> "TrainConfig":
+        """Make a config of options by their flat names, as on the command line.
+
+        Raises:
+            InputError: a value that cannot be.
+            TypeError: no such option; names it.
+        """
+        return cls().replace(**options)
+
+    def replace(self, **options: Any) -> "TrainConfig":
+        """Give this config with other values for some options; raises as :meth:`of`."""
+        changes: dict[str, dict[str, Any]] = {}
+        for name, value in options.items():
+            if name not in OPTIONS:
+                raise TypeError(f"there is no option {name!r}")
+            group, leaf = OPTIONS[name]
+            changes.setdefault(group, {})[leaf] = value
+        own = changes.pop("", {})
+        groups = {g: dataclasses.replace(getattr(self, g), **c) for g, c in changes.items()}
+        return dataclasses.replace(self, **groups, **own)
+
+    def options(self) -> dict[str, Any]:
+        """All options by their flat names."""
+        return {
+            name: getattr(getattr(self, group) if group else self, leaf)
+            for name, (group, leaf) in OPTIONS.items()
+        }
+
+
+def _leaves() -> Iterable[tuple[str, str, "dataclasses.Field[Any]"]]:
+    """(option, group, field) of every leaf, in the order of the command line's help."""
+    for each in dataclasses.fields(TrainConfig):
+        if not dataclasses.is_dataclass(each.default):
+            yield each.name, "", each
+            continue
+        for leaf in dataclasses.fields(each.default):
+            yield leaf.metadata["option"] or leaf.name, each.name, leaf
+
+
+FIELDS: Mapping[str, "dataclasses.Field[Any]"] = {name: leaf for name, _, leaf in _leaves()}
+# Where each option lives: (group, field); the group of TrainConfig's own is "".
+OPTIONS: Mapping[str, tuple[str, str]] = {n: (group, leaf.name) for n, group, leaf in _leaves()}
+
+
+def recipe(workload: str, **given: Any) -> TrainConfig:
+    """Make the config of a named workload, with ``given`` fields in place of the recipe's.
+
+    Raises:
+        InputError: no such workload, or a value that cannot be.
+    """
+    _check_choice("workload", workload, tuple(WORKLOADS))
+    return TrainConfig.of(**{"workload": workload, **WORKLOADS[workload].settings, **given})

@@ -5,6 +5,7 @@ same images in the same order with the same noise, and two engines differ by rou
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 import torch
@@ -42,11 +43,14 @@ class Engine(Protocol):
     def set_lr(self, lr: float) -> None:
         """Use this learning rate from the next step on."""
 
+    def training(self) -> AbstractContextManager[None]:
+        """Enter this around calls of :meth:`epoch`; outside, model and memory are the owner's."""
+
     def warm_up(self) -> None:
         """Do what is slow the first time (compile, capture); leave no trace in the model."""
 
     def epoch(self, order: torch.Tensor, noise: torch.Tensor) -> Sums:
-        """Train on the images at ``order``, one optimiser step per batch.
+        """Train on the images at ``order``, one optimiser step per batch; within `training`.
 
         Args:
             order: (n,) int64 image indices on the engine's device. Batches are cut from its

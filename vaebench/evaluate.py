@@ -13,4 +13,4 @@ import sys
 
 from vaebench.cli.evaluate import main
 
-sys.exit(main(sys.argv[1:]))
+sys.exit(main())

@@ -1,6 +1,7 @@
 """Test ELBO and log-likelihood: full precision, every image, the same code for every engine."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,9 @@ from tqdm.auto import tqdm
 from vaebench.data.arrays import as_images
 from vaebench.data.images import to_unit
 from vaebench.errors import InputError, check_count, check_seed
+from vaebench.models.adapt import adapted, as_module
 from vaebench.models.protocol import as_vae, latent_size, likelihood_of
+from vaebench.models.snapshot import leaves_state, modes_kept
 from vaebench.objective import Objective, kl_per_latent, log_prior_ratio, reparameterise
 from vaebench.problem import device_of
 from vaebench.system.device import full_float32
@@ -56,6 +59,7 @@ def evaluate(
     model: nn.Module,
     images: Tensor,
     *,
+    labels: Tensor | None = None,
     samples: int = 1,
     likelihood: str | None = None,
     sigma: float = 1.0,
@@ -70,8 +74,9 @@ def evaluate(
     ``samples``.
 
     Args:
-        model: module with ``encode`` and ``decode``; evaluated on its parameters' device.
+        model: as :func:`vaebench.fit` takes it; evaluated on its parameters' device.
         images: (N, ...) uint8, scaled to [0, 1], or floating; tensor or NumPy array, on any device.
+        labels: (N, ...) handed to the model beside the images and z, for one that takes them.
         samples: z drawn per image, K; 5,000 is usual for a log-likelihood.
         likelihood: ``"bernoulli"`` or ``"gaussian"``; default: the model's own, else Bernoulli.
         sigma: standard deviation of the Gaussian likelihood.
@@ -89,28 +94,27 @@ def evaluate(
     samples = check_count("samples", samples)
     batch_size = check_count("batch_size", batch_size)
     seed = check_seed("seed", seed)
-    as_vae(model)
+    model = as_module(model)
     objective = Objective(likelihood_of(model) if likelihood is None else likelihood, sigma)
     images = check_images(images, objective, "images")
     device = device_of(model)
-    x = to_unit(images.to(device))
-    latent_size(model, x[:1])  # refuses what does not fit
-    generator = random_stream(seed, EVALUATION, device)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.autocast(device.type, enabled=False):
-            mu, logvar = _encode(model, x, batch_size)
-            weights = _Weights(len(images), device)
-            steps = range(samples)
-            for _ in tqdm(steps, unit=" samples", disable=None if progress else True):
-                # All images' noise at once: it then does not depend on the batch size.
-                eps = torch.randn(mu.shape, generator=generator, device=device)
-                z = reparameterise(mu, logvar, eps)
-                recon = _log_likelihoods(model, objective, x, z, batch_size)
-                weights.add(recon, log_prior_ratio(z, logvar, eps))
-    finally:
-        model.train(was_training)
+    given = (images.to(device), *(() if labels is None else (_labels(labels, images, device),)))
+    first = [part[:1] for part in given]
+    if labels is None:
+        sample = to_unit(given[0][:2]).clone()
+        model, _ = adapted(model, sample, objective.likelihood, training=False)
+    with modes_kept(model), torch.autocast(device.type, enabled=False):
+        latent_dim = latent_size(model, to_unit(first[0]).clone(), *first[1:])
+        model.eval()
+        once = not leaves_state(model, lambda: _encode(model, first))
+        pieces = _Pieces(model, given, batch_size, latent_dim, encode_once=once)
+        generator = random_stream(seed, EVALUATION, device)
+        weights = _Weights(len(images), device)
+        for _ in tqdm(range(samples), unit=" samples", disable=None if progress else True):
+            # All images' noise at once: it then does not depend on the batch size.
+            eps = torch.randn((len(images), latent_dim), generator=generator, device=device)
+            weights.add(*pieces.score(objective, eps))
+    mu, logvar = pieces.mu, pieces.logvar
     kls = kl_per_latent(mu, logvar).mean(0, dtype=torch.float64).tolist()
     estimate = weights.log_mean(samples)
     return Evaluation(
@@ -147,18 +151,55 @@ def _standard_error(values: Tensor) -> float:
     return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-def _encode(model: nn.Module, x: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-    """(mu, logvar) of all images, each (N, Z): they are the same for every sample."""
-    parts = [as_vae(model).encode(part) for part in x.split(batch_size)]
-    return torch.cat([mu for mu, _ in parts]), torch.cat([logvar for _, logvar in parts])
+class _Pieces:
+    """Images, and labels if there are any, that a model encodes and decodes batch by batch.
+
+    A batch is decoded right after it was encoded, since a model may keep from one what it needs in
+    the other. Where it does not, it is encoded ``once`` for all samples.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        given: Sequence[Tensor],
+        batch_size: int,
+        latent_dim: int,
+        *,
+        encode_once: bool,
+    ) -> None:
+        self.model, self.given, self.batch_size, self.once = model, given, batch_size, encode_once
+        shape, device = (len(given[0]), latent_dim), given[0].device
+        self.mu, self.logvar = torch.empty(shape, device=device), torch.empty(shape, device=device)
+        self.encoded = False
+
+    def score(self, objective: Objective, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """Log p(x|z) and log p(z) - log q(z|x) of a z for every image, each (N,)."""
+        recons, ratios = [], []
+        for start in range(0, len(eps), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            batch = [t[part] for t in self.given]
+            if not (self.encoded and self.once):
+                self.mu[part], self.logvar[part] = _encode(self.model, batch)
+            logvar, noise = self.logvar[part], eps[part]
+            z = reparameterise(self.mu[part], logvar, noise)
+            output = as_vae(self.model).decode(z, *batch[1:])
+            recons.append(objective.value(output, to_unit(batch[0])))
+            ratios.append(log_prior_ratio(z, logvar, noise))
+        self.encoded = True
+        return torch.cat(recons), torch.cat(ratios)
 
 
-def _log_likelihoods(
-    model: nn.Module, objective: Objective, x: Tensor, z: Tensor, batch_size: int
-) -> Tensor:
-    """Log p(x|z) of every image for its z, (N,)."""
-    parts = zip(x.split(batch_size), z.split(batch_size), strict=True)
-    return torch.cat([objective.value(as_vae(model).decode(codes), part) for part, codes in parts])
+def _encode(model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """(mu, logvar) of a batch; what the model is given of the images is a copy."""
+    x, y = to_unit(batch[0]), batch[1:]
+    mu, logvar = as_vae(model).encode(x.clone() if x is batch[0] else x, *y)
+    return mu.float(), logvar.float()
+
+
+def _labels(labels: Tensor, images: Tensor, device: torch.device) -> Tensor:
+    if len(labels) != len(images):
+        raise InputError(f"there are {len(labels)} labels for {len(images)} images: give as many")
+    return torch.as_tensor(labels).to(device)
 
 
 def check_images(images: Tensor, objective: Objective, name: str) -> Tensor:

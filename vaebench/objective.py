@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vaebench.errors import InputError, check_choice, check_count, check_real
-from vaebench.models.protocol import EncoderDecoder
+from vaebench.models.protocol import EncoderDecoder, Gaussian, Output
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Objective:
 
     ``bound`` is ``"vae"``: ``recon - beta * kl``, with recon averaged over ``samples`` draws of z;
     or ``"iwae"``: the logarithm of the average over them of p(x, z) / q(z|x).
-    ``sigma`` is the fixed standard deviation of the Gaussian likelihood. The ELBO itself is
+    ``sigma`` is the fixed standard deviation of the Gaussian likelihood, for a decoder that gives
+    no variance of its own. The ELBO itself is
     ``recon - kl``; with a beta other than 1, or ``"iwae"``, it is reported, but not what is
     maximised.
     """
@@ -50,17 +51,19 @@ class Objective:
         """Shape of the noise for so many images: (n, Z), or (n, k, Z) with k > 1 samples."""
         return (images, latent_dim) if self.samples == 1 else (images, self.samples, latent_dim)
 
-    def log_likelihood(self, output: Tensor, x: Tensor) -> Tensor:
+    def log_likelihood(self, output: Output, x: Tensor) -> Tensor:
         """Log p(x|z), (B,), from the decoder's output and the images, B times D numbers each."""
+        if isinstance(output, Gaussian):
+            return diagonal_gaussian_log_likelihood(output, x)
         if self.likelihood == "bernoulli":
             return bernoulli_log_likelihood(output, x)
         return gaussian_log_likelihood(output, x, self.sigma)
 
-    def value(self, output: Tensor, x: Tensor) -> Tensor:
+    def value(self, output: Output, x: Tensor) -> Tensor:
         """Give :meth:`log_likelihood` where no gradient is wanted, faster."""
-        if self.likelihood == "bernoulli":
+        if self.likelihood == "bernoulli" and not isinstance(output, Gaussian):
             return bernoulli_value(output, x)
-        return gaussian_log_likelihood(output, x, self.sigma)
+        return self.log_likelihood(output, x)
 
     def loss(self, recon: Tensor, kl: Tensor) -> Tensor:
         """The scalar to minimise."""
@@ -96,6 +99,13 @@ def gaussian_log_likelihood(mean: Tensor, x: Tensor, sigma: float) -> Tensor:
     mean, x = _wide(mean).flatten(1), _wide(x).flatten(1)
     constant = 0.5 * x.shape[1] * math.log(2 * math.pi * sigma**2)
     return -0.5 / sigma**2 * (x - mean).square().sum(1) - constant
+
+
+def diagonal_gaussian_log_likelihood(output: Gaussian, x: Tensor) -> Tensor:
+    """Log N(x; mean, diag(exp(logvar))), (B,), with the normalising constant."""
+    mean, logvar, x = (_wide(t).flatten(1) for t in (*output, x))
+    square = (x - mean).square() * torch.exp(-logvar)
+    return -0.5 * (square + logvar + math.log(2 * math.pi)).sum(1)
 
 
 def kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -134,7 +144,7 @@ def log_prior_ratio(z: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
 
 
 def elbo_terms(
-    model: EncoderDecoder, objective: Objective, x: Tensor, eps: Tensor
+    model: EncoderDecoder, objective: Objective, x: Tensor, eps: Tensor, *y: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(recon, kl), each (B,): the two terms of the ELBO.
 
@@ -143,35 +153,38 @@ def elbo_terms(
         objective: the likelihood.
         x: (B, ...) images; in [0, 1] for a Bernoulli likelihood.
         eps: (B, Z) standard-normal noise, or (B, k, Z): recon is then the average of k samples.
+        y: (B, ...) labels, for a model that takes them.
     """
-    mu, logvar = model.encode(x)
-    recon = _log_likelihoods(model, objective, x, reparameterise(mu, logvar, eps))
+    mu, logvar = model.encode(x, *y)
+    recon = _log_likelihoods(model, objective, x, reparameterise(mu, logvar, eps), *y)
     return recon if eps.dim() == 2 else recon.mean(1), kl_divergence(mu, logvar)
 
 
 def loss_terms(
-    model: EncoderDecoder, objective: Objective, x: Tensor, eps: Tensor
+    model: EncoderDecoder, objective: Objective, x: Tensor, eps: Tensor, *y: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, recon, kl): the scalar to minimise, and the ELBO's terms (B,); see elbo_terms."""
     if objective.bound == "vae":
-        recon, kl = elbo_terms(model, objective, x, eps)
+        recon, kl = elbo_terms(model, objective, x, eps, *y)
         return objective.loss(recon, kl), recon, kl
     eps = eps if eps.dim() == 3 else eps.unsqueeze(1)
-    mu, logvar = model.encode(x)
+    mu, logvar = model.encode(x, *y)
     z = reparameterise(mu, logvar, eps)
-    recon = _log_likelihoods(model, objective, x, z)  # (B, k)
+    recon = _log_likelihoods(model, objective, x, z, *y)  # (B, k)
     log_weights = recon + log_prior_ratio(z, logvar, eps)
     bound = torch.logsumexp(log_weights, 1) - math.log(eps.shape[1])
     return -bound.mean(), recon.mean(1), kl_divergence(mu, logvar)
 
 
-def _log_likelihoods(model: EncoderDecoder, objective: Objective, x: Tensor, z: Tensor) -> Tensor:
+def _log_likelihoods(
+    model: EncoderDecoder, objective: Objective, x: Tensor, z: Tensor, *y: Tensor
+) -> Tensor:
     """Log p(x|z), (B,) for z (B, Z), (B, k) for z (B, k, Z)."""
     if z.dim() == 2:
-        return objective.log_likelihood(model.decode(z), x)
+        return objective.log_likelihood(model.decode(z, *y), x)
     batch, k = z.shape[:2]
-    x = x.unsqueeze(1).expand(batch, k, *x.shape[1:]).flatten(0, 1)
-    return objective.log_likelihood(model.decode(z.flatten(0, 1)), x).view(batch, k)
+    x, *y_each = (t.unsqueeze(1).expand(batch, k, *t.shape[1:]).flatten(0, 1) for t in (x, *y))
+    return objective.log_likelihood(model.decode(z.flatten(0, 1), *y_each), x).view(batch, k)
 
 
 def _wide(t: Tensor) -> Tensor:

@@ -1,14 +1,133 @@
-"""Try a model out before it is trained: what is wrong with it is said at once, in one line."""
+"""A problem: what is trained on what, for what. It is checked once, and then known to be sound."""
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from vaebench.config import OptimizerConfig
+from vaebench.data.images import to_unit
+from vaebench.data.streaming import explained, fits
 from vaebench.errors import InputError
-from vaebench.models.protocol import as_vae, latent_size
+from vaebench.models.adapt import adapted
+from vaebench.models.protocol import EncoderDecoder, as_vae, explaining, latent_size
+from vaebench.models.snapshot import changes, fingerprint, untouched
 from vaebench.objective import Objective, loss_terms
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model and its images on the device, and what is to be maximised.
+
+    Args:
+        model: the caller's module, whose parameters are trained in place.
+        vae: what encodes and decodes: the model itself, or an adapter around it.
+        images: (N, ...) uint8 or float32; on the device, or on the host if they are streamed.
+        labels: (N, ...) handed to ``encode`` and ``decode`` beside images and z, or None; on the
+            device.
+        objective: what is maximised.
+        optimizer: its rule and settings.
+        device: where the model is.
+        latent_dim: Z.
+        params: those that the loss depends on, and that want a gradient.
+        sample_batch: (2, ...) float32, the first images as the model takes them; a copy.
+        steady: whether a step changes nothing of the model's but tensors: else only its own code,
+            run step by step, does what it does.
+        notes: a line for each thing that was found out, and that the user should know.
+    """
+
+    model: nn.Module
+    vae: EncoderDecoder
+    images: Tensor
+    labels: Tensor | None
+    objective: Objective
+    optimizer: OptimizerConfig
+    device: torch.device
+    latent_dim: int
+    params: list[Tensor]
+    sample_batch: Tensor
+    steady: bool = True
+    notes: tuple[str, ...] = ()
+
+    @property
+    def adapted(self) -> bool:
+        """Whether something stands between the model and the objective."""
+        return id(self.vae) != id(self.model)
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a step."""
+        return self.optimizer.batch_size
+
+    @property
+    def resident(self) -> bool:
+        """Whether the images are where the model is; else they are streamed."""
+        return self.images.device == self.device
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """Those of an epoch: the full one, and the short last one if there is one."""
+        n = len(self.images)
+        return [s for s in (min(self.batch_size, n), n % self.batch_size) if s]
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        images: Tensor,
+        objective: Objective,
+        optimizer: OptimizerConfig,
+        device: torch.device,
+        *,
+        labels: Tensor | None = None,
+        resident: bool | None = None,
+    ) -> "Problem":
+        """Move model and images to the device, and try the model out; it is left as it was.
+
+        The arguments are as above; the images are checked. ``resident`` says whether to keep them
+        on the device; None: if its memory holds them.
+
+        Raises:
+            InputError: the model does not fit the images, or cannot be trained.
+        """
+        device_of(model)
+        model.to(device)
+        if resident is None:
+            resident = fits(images, device)
+        notes = [] if resident else [explained(images, device)]
+        images = images.to(device) if resident else images
+        labels = None if labels is None else labels.to(device)
+        x = to_unit(images[:2].to(device)).clone()
+        y = () if labels is None else (labels[:2],)
+        vae, understood = (model, []) if y else adapted(model, x, objective.likelihood)
+        notes += understood
+        with untouched(vae):
+            latent_dim = latent_size(vae, x[:1], *(t[:1] for t in y))
+        n, batch_size = len(images), optimizer.batch_size
+        trial = _Trial(model, as_vae(vae), objective, x, y, latent_dim)
+        params, unsteady = trial.run({min(batch_size, n, 2), min(n % batch_size, 2)} - {0})
+        if unsteady:
+            notes.append(
+                f"{type(model).__name__} keeps Python state that changes from step to step "
+                f"({', '.join(unsteady[:3])}): trained eagerly, step by step"
+            )
+        return cls(
+            model, as_vae(vae), images, labels, objective, optimizer, device, latent_dim, params, x,
+            steady=not unsteady, notes=tuple(notes),
+        )  # fmt: skip
+
+    def again(self) -> "Problem":
+        """The same problem, for a model that has been changed since; raises as :meth:`of`."""
+        return Problem.of(
+            self.model,
+            self.images,
+            self.objective,
+            self.optimizer,
+            self.device,
+            labels=self.labels,
+            resident=self.resident,
+        )
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -20,75 +139,59 @@ def device_of(model: nn.Module) -> torch.device:
     device = next((p.device for p in model.parameters()), None)
     if device is None:
         raise InputError(
-            f"{type(model).__name__} has no parameters: give a model that has something to train"
+            f"{model._get_name()} has no parameters: give a model that has something to train"
         )
     if any(p.is_meta for p in model.parameters()):
         raise InputError(
-            f"{type(model).__name__} has parameters on device 'meta', which hold no values: "
+            f"{model._get_name()} has parameters on device 'meta', which hold no values: "
             "give them some, as by model.to_empty(device='cpu') and an initialisation"
         )
     return device
 
 
-def try_out(model: nn.Module, objective: Objective, x: Tensor, sizes: Iterable[int]) -> int:
-    """Run the model forward and backward on a few images, and leave no trace in it.
+class _Trial(NamedTuple):
+    """A model to be run forward and backward on a few images."""
 
-    Args:
-        model: on the device of x.
-        objective: what it will be trained for.
-        x: (B, ...) floats, the first images.
-        sizes: those of the batches to come. 1 and 2 stand for them: some models (batch norm) do
-            not train on one image.
+    model: nn.Module
+    vae: EncoderDecoder
+    objective: Objective
+    x: Tensor
+    y: tuple[Tensor, ...]
+    latent_dim: int
 
-    Returns:
-        Z, the size of z.
+    def run(self, sizes: set[int]) -> tuple[list[Tensor], list[str]]:
+        """Run it on batches of these sizes: some models (batch norm) do not train on one image.
 
-    Raises:
-        InputError: the model does not fit the images, or cannot be trained.
-    """
-    device_of(model)
-    latent_dim = latent_size(model, x[:1])
-    if not any(p.requires_grad for p in model.parameters()):
-        raise InputError(
-            f"every parameter of {type(model).__name__} is frozen: set requires_grad on some"
-        )
-    for size in sorted({min(size, 2) for size in sizes}):
-        try:
-            reached(model, objective, x[:size], latent_dim)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, TypeError, ValueError) as error:
+        Returns:
+            The parameters that the loss depends on, and the Python state that a step changes.
+
+        Raises:
+            InputError: it cannot be trained.
+        """
+        if not any(p.requires_grad for p in self.model.parameters()):
             raise InputError(
-                f"{type(model).__name__} cannot be trained on a batch of "
-                f"{size} image{'s' * (size > 1)}: {str(error).splitlines()[0]}"
-            ) from error
-    return latent_dim
+                f"every parameter of {type(self.model).__name__} is frozen: set requires_grad on "
+                "some"
+            )
+        unsteady: list[str] = []
+        for size in sorted(sizes):
+            name, images = self.model._get_name(), f"{size} image{'s' * (size > 1)}"
+            said = f"{name} cannot be trained on a batch of {images}: it raised"
+            with explaining(said), untouched(self.model):
+                before = fingerprint(self.model.train())
+                params = self._step(size)
+                unsteady = changes(before, fingerprint(self.model))
+        return params, unsteady
 
+    def _step(self, size: int) -> list[Tensor]:
+        """Give the parameters that the loss of a batch depends on.
 
-def reached(model: nn.Module, objective: Objective, x: Tensor, latent_dim: int) -> list[Tensor]:
-    """Give the parameters that the loss of training on x (B, ...) depends on.
-
-    A part that is not used to encode and decode (a classifier's head) has no gradient, and an
-    optimiser leaves it as it is.
-    """
-    params: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-    eps = torch.zeros(objective.noise_shape(len(x), latent_dim), device=x.device)
-    with untouched(model):
-        model.train()
-        loss, _, _ = loss_terms(as_vae(model), objective, x, eps)
+        A part that is not used to encode and decode (a classifier's head) has no gradient, and an
+        optimiser leaves it as it is.
+        """
+        params: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
+        eps = torch.zeros(self.objective.noise_shape(size, self.latent_dim), device=self.x.device)
+        x, y = self.x[:size].clone(), [t[:size] for t in self.y]
+        loss, _, _ = loss_terms(self.vae, self.objective, x, eps, *y)
         grads = torch.autograd.grad(loss, params, allow_unused=True)
-    return [p for p, grad in zip(params, grads, strict=True) if grad is not None]
-
-
-@contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Put buffers (batch norm's statistics) and training mode back at the end."""
-    was_training = model.training
-    before = [buffer.detach().clone() for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        model.train(was_training)
-        with torch.no_grad():
-            for buffer, value in zip(model.buffers(), before, strict=True):
-                buffer.copy_(value)
+        return [p for p, grad in zip(params, grads, strict=True) if grad is not None]

@@ -6,6 +6,7 @@ fast path: what is wrong in one of them shows as a difference. It changes only t
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ class ReferenceEngine:
     Args:
         model: module with ``encode(x) -> (mu, logvar)`` and ``decode(z) -> output``.
         images: (N, ...) uint8, scaled to [0, 1] here, or float32 as they are; stays on the CPU.
+        labels: (N, ...) handed to the model beside them, or None.
         batch_size: images per step.
         lr: learning rate.
         likelihood, sigma, beta, bound: as in :class:`vaebench.objective.Objective`.
@@ -38,6 +40,7 @@ class ReferenceEngine:
         model: nn.Module,
         images: Tensor,
         *,
+        labels: Tensor | None = None,
         batch_size: int,
         lr: float,
         likelihood: str,
@@ -49,7 +52,8 @@ class ReferenceEngine:
         adam_eps: float = 1e-8,
     ) -> None:
         self.model: Any = model.to(device)
-        self.dataset = TensorDataset(images)
+        labelled = [] if labels is None else [labels.cpu()]
+        self.dataset = TensorDataset(images.cpu(), *labelled)
         self.batch_size = batch_size
         self.likelihood, self.sigma, self.beta, self.bound = likelihood, sigma, beta, bound
         self.device = device
@@ -69,6 +73,16 @@ class ReferenceEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
+    def follow(self, params: list[Tensor]) -> None:
+        """Train these parameters too: a layer may have been replaced since."""
+        known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        if new := [p for p in params if id(p) not in known]:
+            self.optimizer.add_param_group({"params": new})
+
+    def training(self) -> AbstractContextManager[None]:
+        """Nothing is laid out otherwise while it trains."""
+        return nullcontext()
+
     def warm_up(self) -> None:
         """Nothing is slow only the first time."""
 
@@ -77,11 +91,13 @@ class ReferenceEngine:
         """Train on the images at ``order``; see :meth:`vaebench.engine.Engine.epoch`."""
         self.model.train()
         recon_sum, kl_sum = 0.0, 0.0
-        loader = DataLoader(self.dataset, self.batch_size, sampler=order.tolist())
-        for (batch,), eps in zip(loader, noise.split(self.batch_size), strict=True):
-            x = batch.to(self.device)
+        # A generator of its own, since it draws a number that it does not need.
+        own = torch.Generator()
+        loader = DataLoader(self.dataset, self.batch_size, sampler=order.tolist(), generator=own)
+        for batch, eps in zip(loader, noise.split(self.batch_size), strict=True):
+            x, *y = (t.to(self.device) for t in batch)
             x = x.float() / 255 if x.dtype == torch.uint8 else x
-            loss, recon, kl = self.loss(x, eps)
+            loss, recon, kl = self.loss(x, eps, *y)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -104,20 +120,20 @@ class ReferenceEngine:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": memory, "param_groups": groups})
 
-    def loss(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def loss(self, x: Tensor, eps: Tensor, *y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(loss, recon, kl): recon and kl of the ELBO, summed over the batch; three scalars."""
-        mu, logvar = self.model.encode(x)
+        mu, logvar = self.model.encode(x, *y)
         kl = -0.5 * torch.sum(1 + logvar - mu**2 - logvar.exp())
         if self.bound == "vae" and eps.dim() == 2:
             z = mu + torch.exp(logvar / 2) * eps
-            recon = self.log_likelihood(self.model.decode(z), x)
+            recon = self.log_likelihood(self.model.decode(z, *y), x)
             return -(recon - self.beta * kl) / len(x), recon, kl
         # k samples: every image stands k times in a row.
         batch, k = len(x), 1 if eps.dim() == 2 else eps.shape[1]
-        x = x.repeat_interleave(k, 0)
+        x, y = x.repeat_interleave(k, 0), tuple(t.repeat_interleave(k, 0) for t in y)
         mu, std = (t.repeat_interleave(k, 0) for t in (mu, torch.exp(logvar / 2)))
         z = mu + std * eps.reshape(batch * k, -1)
-        log_p_x = self.log_likelihood(self.model.decode(z), x, reduction="none")
+        log_p_x = self.log_likelihood(self.model.decode(z, *y), x, reduction="none")
         recon = log_p_x.sum() / k
         if self.bound == "vae":
             return -(recon - self.beta * kl) / batch, recon, kl
@@ -127,12 +143,18 @@ class ReferenceEngine:
         bound = torch.logsumexp(log_w, 1) - math.log(k)
         return -bound.mean(), recon, kl
 
-    def log_likelihood(self, output: Tensor, x: Tensor, reduction: str = "sum") -> Tensor:
+    def log_likelihood(
+        self, output: Tensor | tuple[Tensor, Tensor], x: Tensor, reduction: str = "sum"
+    ) -> Tensor:
         """Log p(x|z): summed over the batch, a scalar; or of each image, with "none"."""
+        sigma: Tensor | float = self.sigma
+        if isinstance(output, tuple):  # a mean with a variance of its own
+            output, logvar = output
+            sigma = torch.exp(logvar / 2).reshape(x.shape)
         output = output.reshape(x.shape)
         if self.likelihood == "bernoulli":
             value = -F.binary_cross_entropy_with_logits(output, x, reduction=reduction)
         else:
             # Unchecked: numbers that go wrong are found, and told, where the sums are read.
-            value = torch.distributions.Normal(output, self.sigma, validate_args=False).log_prob(x)
+            value = torch.distributions.Normal(output, sigma, validate_args=False).log_prob(x)
         return value.sum() if reduction == "sum" else value.flatten(1).sum(1)

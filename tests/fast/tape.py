@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vaebench.fast.graph import CaptureError
+from vaebench.fast.capture import CaptureError
 
 
 class Tape(TorchDispatchMode):
@@ -58,7 +58,7 @@ class Tape(TorchDispatchMode):
 
 
 class TapeCapture:
-    """See :class:`vaebench.fast.graph.Capture`."""
+    """See :class:`vaebench.fast.capture.Capture`."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.replays = 0

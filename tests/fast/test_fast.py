@@ -2,6 +2,7 @@
 
 import _thread
 import copy
+import dataclasses
 import sys
 import threading
 from collections.abc import Callable
@@ -15,18 +16,23 @@ import torch._inductor.config
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from tests.fast.tape import TapeCapture
-from vaebench import evaluate, fast, fit
+from tests.engines import make_engine
+from vaebench import evaluate, fit
 from vaebench.data.images import gather, to_unit
 from vaebench.data.loader import DeviceLoader
 from vaebench.errors import InputError
-from vaebench.fast import adam, make_engine, payoff, tf32
+from vaebench.fast import adam, admit, build, tf32
 from vaebench.fast import amp as precision
 from vaebench.fast import compile as compiled
 from vaebench.fast import flush_denormal as denormals
+from vaebench.fast.build import Built
+from vaebench.fast.kernels import triton_step
+from vaebench.fast.register import TECHNIQUES
 from vaebench.fast.step import StepEngine, make_step
 from vaebench.models.mlp import VAE
 from vaebench.objective import Objective
+from vaebench.system.device import full_float32
+from vaebench.system.worker import Worker, release_workers
 
 CPU = torch.device("cpu")
 
@@ -34,7 +40,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def _no_race(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train compiled wherever it is asked for: on a busy machine the race may decide otherwise."""
-    monkeypatch.setattr(fast, "race", lambda *_: payoff.Verdict(1.0, 1.0, 1))
+    monkeypatch.setattr(admit.Verdict, "wins", property(lambda _: True))
 
 
 def _engine(
@@ -151,17 +157,17 @@ def test_no_compiler_is_said_and_trained_around(
     with without, pytest.warns(UserWarning, match="apt install g\\+\\+"):
         built = make_engine(model, strokes, Objective(), 64, 1e-3, CPU, compile=True, native=False)
     assert built.actual["compile"] is False
-    assert "C++ compiler" in built.notes[0]
+    assert "C++ compiler" in " ".join(built.notes)
     _epoch(built.engine)
 
 
 def test_an_error_of_the_model_is_not_taken_for_the_compilers() -> None:
     class Broken(VAE):
         def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            raise ZeroDivisionError
+            raise ZeroDivisionError("ZeroDivisionError")
 
     images = torch.zeros(8, 28, 28, dtype=torch.uint8)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises((ZeroDivisionError, InputError), match="ZeroDivisionError"):
         make_engine(Broken(), images, Objective(), 4, 1e-3, CPU, compile=True)
 
 
@@ -172,15 +178,17 @@ def test_flush_reaches_every_worker_and_leaves_the_caller_alone() -> None:
         return int(((tiny * 1e-3).view(torch.int32) == 0).sum())
 
     assert zeros() == 0  # and the caller's pool of workers exists from here on
-    assert denormals.run_flushed(zeros) == len(tiny)
-    assert denormals.run_flushed(zeros, flush=False) == 0
+    with Worker([denormals.enter]) as worker:
+        assert worker.run(zeros) == len(tiny)
+    with Worker() as worker:
+        assert worker.run(zeros) == 0
     assert zeros() == 0
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
 def test_the_callers_workers_are_released() -> None:
     """Beside a second pool, training would take more than twice as long."""
-    if not denormals.release_workers():
+    if not release_workers():
         pytest.skip("this OpenMP runtime cannot end its workers")
 
     def threads() -> int:
@@ -192,29 +200,30 @@ def test_the_callers_workers_are_released() -> None:
         alone = threads()
         torch.ones(1 << 22).sum()
         assert threads() == alone + 1
-        assert denormals.release_workers()
+        assert release_workers()
         assert threads() == alone
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(wanted)
 
 
-def test_run_flushed_raises_what_the_work_raises() -> None:
+def test_the_worker_raises_what_the_work_raises() -> None:
     def work() -> None:
         raise OSError("inside")
 
-    with pytest.raises(OSError, match="inside"):
-        denormals.run_flushed(work)
+    with pytest.raises(OSError, match="inside"), Worker() as worker:
+        worker.run(work)
 
 
-def test_run_flushed_asks_the_work_to_stop_on_ctrl_c() -> None:
+def test_the_worker_asks_the_work_to_stop_on_ctrl_c() -> None:
     stop = threading.Event()
 
     def work() -> bool:
         _thread.interrupt_main()
         return stop.wait(10)
 
-    assert denormals.run_flushed(work, on_interrupt=stop.set)
+    with Worker(on_interrupt=stop.set) as worker:
+        assert worker.run(work)
 
 
 @pytest.mark.parametrize(
@@ -240,23 +249,15 @@ def test_amp_auto_on_a_gpu_follows_whole_steps(plain: float, bf16: float, name: 
     assert f"{plain / bf16:.2g}x a float32 step's speed" in chosen.reason
 
 
-def test_tf32_is_on_during_the_step_alone() -> None:
-    seen: list[str] = []
-
-    def step(*words: Tensor) -> None:
-        seen.append(torch.get_float32_matmul_precision())
-        if len(seen) == 2:
-            raise ZeroDivisionError
-
+def test_tf32_is_on_within_its_context_alone() -> None:
     before = torch.get_float32_matmul_precision()
     assert before != "high"
-    x = torch.zeros(1)
-    tf32.with_tf32(step)(x, x, x, x)
+    with tf32.tf32_products():
+        assert torch.get_float32_matmul_precision() == "high"
     assert torch.get_float32_matmul_precision() == before
-    with pytest.raises(ZeroDivisionError):
-        tf32.with_tf32(step)(x, x, x, x)
+    with pytest.raises(ZeroDivisionError), tf32.tf32_products():
+        raise ZeroDivisionError
     assert torch.get_float32_matmul_precision() == before
-    assert seen == ["high", "high"]
 
 
 def test_convolutions_are_float32_where_tf32_is_not_asked_for(strokes: Tensor) -> None:
@@ -273,9 +274,10 @@ def test_convolutions_are_float32_where_tf32_is_not_asked_for(strokes: Tensor) -
             step()
             return super().encode(x)
 
-    x = torch.zeros(1)
-    tf32.without_tf32(step)(x, x, x, x)
-    tf32.with_tf32(step)(x, x, x, x)
+    with full_float32():
+        step()
+    with tf32.tf32_products():
+        step()
     assert seen == ["none", "tf32"]
     model = Seen(hidden_dims=(16,), latent_dim=2)
     evaluate(model, strokes[:10])
@@ -404,34 +406,26 @@ def test_a_graph_that_gives_something_back_is_not_called_directly() -> None:
 def test_the_race_measures_and_leaves_no_trace(strokes: Tensor) -> None:
     engine = _engine(strokes, compile=False)
     before = [t.clone() for t in engine.optimizer.tensors()]
-    verdict = payoff.race(engine, engine)
-    assert verdict.compiled > 0
-    assert verdict.eager > 0
+    verdict = admit.race(engine, engine)
+    assert verdict.candidate > 0
+    assert verdict.other > 0
     assert verdict.steps == -(-len(strokes) // engine.batch_size)
     for tensor, value in zip(engine.optimizer.tensors(), before, strict=True):
         assert torch.equal(tensor, value)
 
 
 @pytest.mark.parametrize(
-    ("compiled_seconds", "eager_seconds", "wins", "said"),
-    [
-        (1e-3, 2e-3, True, "it pays after 5.0 epochs"),
-        (2e-3, 2e-3, True, "it pays never"),
-        (3e-3, 2e-3, False, "1.50x an eager step's time here; trained eagerly"),
-    ],
+    ("candidate", "said"),
+    [(1e-3, "it pays after 5.0 epochs"), (2e-3, "it pays never")],
 )
-def test_what_the_race_says(
-    compiled_seconds: float, eager_seconds: float, wins: bool, said: str
-) -> None:
-    verdict = payoff.Verdict(compiled_seconds, eager_seconds, steps=1000)
-    assert verdict.compiled_wins is wins
-    assert said in verdict.note(5.0)
+def test_what_the_race_says(candidate: float, said: str) -> None:
+    assert said in admit.Verdict(candidate, 2e-3, steps=1000).compiling(5.0)
 
 
 def test_the_slower_compiled_step_is_not_trained_with(
     strokes: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vaebench.fast.race", lambda *_: payoff.Verdict(3e-3, 2e-3, 10))
+    monkeypatch.setattr(admit.Verdict, "wins", property(lambda _: False))
     built = make_engine(
         VAE(hidden_dims=(16,), latent_dim=2),
         strokes,
@@ -450,25 +444,29 @@ def _with_triton(
     strokes: Tensor,
     monkeypatch: pytest.MonkeyPatch,
     step: Callable[..., object],
-    word: str = "triton",
-) -> fast.Built:
+    name: str = "triton",
+) -> Built:
     """Build an engine whose Triton kernels are stood in for by another step."""
-    monkeypatch.setattr(fast, "takes_triton", lambda *_: True)
-    monkeypatch.setattr(fast, "by_triton", step)
+    here = [dataclasses.replace(t, devices=("cpu",)) for t in TECHNIQUES]
+    monkeypatch.setattr(build, "TECHNIQUES", here)
+    monkeypatch.setattr(triton_step, "supports", lambda *_: True)
+    monkeypatch.setattr(triton_step, "triton_step", step)
     torch.manual_seed(1)
     model = VAE(hidden_dims=(48,), latent_dim=6)
-    return make_engine(model, strokes, Objective(), 64, 1e-3, CPU, **{word: True})  # type: ignore[arg-type]
+    switches: dict[str, Any] = {name: True}
+    return make_engine(model, strokes, Objective(), 64, 1e-3, CPU, **switches)
+
+
+def _same(model: VAE, objective: Objective, optimizer: Any, _: str) -> object:
+    return make_step(model, objective, optimizer)
 
 
 def test_triton_kernels_are_used_where_they_agree(
     strokes: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def same(model: nn.Module, objective: Objective, optimizer: Any, _: str) -> object:
-        return make_step(model, objective, optimizer, gather, None)
-
-    built = _with_triton(strokes, monkeypatch, same)
+    built = _with_triton(strokes, monkeypatch, _same)
     assert built.actual["triton"] is True
-    (note,) = built.notes
+    (note,) = [note for note in built.notes if note.startswith("--triton")]
     assert note.startswith("--triton: products in ")
     assert "ieee" in note
     assert "tf32x3" in note
@@ -479,36 +477,22 @@ def test_triton_kernels_are_used_where_they_agree(
 def test_of_triton_kernels_those_that_agree_are_used(
     strokes: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def sometimes(model: nn.Module, objective: Objective, optimizer: Any, precision: str) -> object:
-        aim = Objective(beta=1.1) if precision == "tf32x3" else objective
-        return make_step(model, aim, optimizer, gather, None)
+    def sometimes(model: VAE, objective: Objective, optimizer: Any, precision: str) -> object:
+        right = Objective(beta=1.1) if precision == "tf32x3" else objective
+        return make_step(model, right, optimizer)
 
     built = _with_triton(strokes, monkeypatch, sometimes)
     assert built.actual["triton"] is True
-    wrong, chosen = built.notes
+    wrong, chosen = [note for note in built.notes if note.startswith("--triton")]
     assert wrong.startswith("--triton: Triton's kernels (tf32x3) went wrong here")
     assert chosen.startswith("--triton: products in ieee (")
-
-
-def test_a_launch_of_many_steps_is_not_put_in_a_graph(
-    strokes: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def same(model: nn.Module, objective: Objective, optimizer: Any, _: str) -> object:
-        return make_step(model, objective, optimizer, gather, None)
-
-    monkeypatch.setattr(fast, "PersistentEngine", StepEngine)
-    monkeypatch.setattr(fast, "capture_for", TapeCapture)
-    for word, at_once in (("triton", False), ("persistent", True)):
-        built = _with_triton(strokes, monkeypatch, same, word)
-        assert built.actual[word] is True
-        assert any(note.startswith("--graph") for note in built.notes) is not at_once
 
 
 def test_triton_kernels_that_go_wrong_are_trained_around(
     strokes: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(model: nn.Module, objective: Objective, optimizer: Any, _: str) -> object:
-        return make_step(model, Objective(beta=1.1), optimizer, gather, None)
+    def wrong(model: VAE, objective: Objective, optimizer: Any, _: str) -> object:
+        return make_step(model, Objective(beta=1.1), optimizer)
 
     def broken(*_: object) -> object:
         def step(*_: Tensor) -> None:
@@ -516,12 +500,12 @@ def test_triton_kernels_that_go_wrong_are_trained_around(
 
         return step
 
-    for step, reason in ((wrong, "add up to"), (broken, "ZeroDivisionError: no such")):
+    for step, reason in ((wrong, "went wrong here"), (broken, "ZeroDivisionError: no such")):
         with pytest.warns(UserWarning, match="went wrong here"):
             built = _with_triton(strokes, monkeypatch, step)
         assert built.actual["triton"] is False
-        assert reason in built.notes[0]
-        assert "\n" not in built.notes[0]
+        assert reason in " ".join(built.notes)
+        assert "\n" not in " ".join(built.notes)
         _epoch(built.engine)
 
 
@@ -547,4 +531,6 @@ def test_triton_without_cuda_is_said(strokes: Tensor, word: str) -> None:
     model = VAE(hidden_dims=(9,))
     built = make_engine(model, strokes, Objective(), 64, 1e-3, CPU, **{word: True})  # type: ignore[arg-type]
     assert built.actual[word] is False
-    assert built.notes[0].startswith(f"--{word}: Triton's kernels train a plain vaebench.VAE")
+    assert " ".join(built.notes).startswith(
+        f"--{word}: Triton's kernels train a plain vaebench.VAE"
+    )

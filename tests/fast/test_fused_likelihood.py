@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaebench.fast.fused_likelihood import FusedObjective, with_fused_likelihood
+from tests.engines import draft_of, problem_of
+from vaebench.fast.adam import AdamState
+from vaebench.fast.fused_likelihood import FusedObjective, part
+from vaebench.models.mlp import VAE
+from vaebench.models.protocol import Gaussian
 from vaebench.objective import Objective, bernoulli_log_likelihood
-
-CPU = torch.device("cpu")
 
 
 def _both(logits: Tensor, x: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -17,7 +19,7 @@ def _both(logits: Tensor, x: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tenso
     near = logits.detach().requires_grad_()
     weight = torch.linspace(0.5, 2, len(logits))
     for value, inputs in (
-        (with_fused_likelihood(Objective(), CPU).log_likelihood(near, x), near),
+        (FusedObjective().log_likelihood(near, x), near),
         (bernoulli_log_likelihood(exact, x.double()), exact),
     ):
         (grad,) = torch.autograd.grad((value * weight).sum(), inputs)
@@ -56,12 +58,22 @@ def test_not_a_number_stays_one(place: int) -> None:
     assert slope[1, place].isnan()
 
 
-def test_other_likelihoods_and_dtypes_are_left_alone() -> None:
-    gaussian = Objective("gaussian", sigma=2.0)
-    assert with_fused_likelihood(gaussian, CPU) is gaussian
-    assert type(with_fused_likelihood(Objective(), torch.device("meta"))) is Objective
-    fused = with_fused_likelihood(Objective(beta=2.0, samples=3), CPU)
-    assert isinstance(fused, FusedObjective)
-    assert (fused.beta, fused.samples) == (2.0, 3)
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_other_likelihoods_are_left_alone(likelihood: str) -> None:
+    images, aim = torch.zeros(4, 5, 5, dtype=torch.uint8), Objective(likelihood, sigma=2.0)
+    problem = problem_of(VAE((5, 5), (8,), 2, likelihood=likelihood), images, aim)
+    draft = draft_of(problem, AdamState.of(problem.params, 1e-3))
+    changed = part(draft, draft.plan)
+    assert (changed is None) is (likelihood == "gaussian")
+    if changed:
+        assert isinstance(changed[0].objective, FusedObjective)
+
+
+def test_other_outputs_and_dtypes_are_left_alone() -> None:
+    output, pixels = torch.rand(3, 4), torch.rand(3, 4)
+    own = Gaussian(output, output)
+    want = Objective().log_likelihood(own, pixels)
+    assert torch.equal(FusedObjective().log_likelihood(own, pixels), want)
+    fused = FusedObjective(beta=2.0, samples=3)
     x = torch.rand(3, 4, dtype=torch.float64)
     assert torch.equal(fused.log_likelihood(x, x), Objective().log_likelihood(x, x))

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from tests.fast.ghost import GHOST, ghost
 from vaebench import ConvVAE
-from vaebench.data.images import gather
+from vaebench.config import OptimizerConfig
 from vaebench.fast.adagrad import AdagradState
 from vaebench.fast.adam import AdamState
-from vaebench.fast.graph import Chunk, GraphEngine
+from vaebench.fast.capture import Chunk
+from vaebench.fast.graph import GraphEngine
 from vaebench.fast.step import Optimizer, StepEngine, make_step
 from vaebench.models.mlp import VAE
 from vaebench.objective import Objective
+from vaebench.problem import Problem
 
 IMAGES, BATCH, Z = 50, 16, 6  # the last batch is short
 
@@ -52,8 +54,14 @@ def _engine(
     """Make an engine of which everything is on the device."""
     images = torch.zeros(IMAGES, 28, 28, dtype=dtype, device=GHOST)
     state: Optimizer = optimizer.of(list(model.parameters()), 1e-3)
-    step = make_step(model, objective, state, gather, None)
-    return StepEngine(model, images, step, state, BATCH, Z, objective.samples)
+    vae: Any = model
+    settings = OptimizerConfig(batch_size=BATCH)
+    # Not by Problem.of, which reads what it tries.
+    problem = Problem(
+        model, vae, images, None, objective, settings, GHOST, Z, state.params,
+        torch.zeros(2, 28, 28, device=GHOST),
+    )  # fmt: skip
+    return StepEngine(problem, make_step(vae, objective, state), state)
 
 
 def _made(make: Callable[[], nn.Module]) -> nn.Module:

@@ -4,6 +4,7 @@ The CPU's cases replay a tape of operators (``tests/fast/tape.py``); those named
 """
 
 import contextlib
+import dataclasses
 import gc
 import inspect
 import itertools
@@ -19,13 +20,17 @@ import torch
 from torch import Tensor, nn
 
 import vaebench
+from tests.engines import make_engine, problem_of
 from tests.fast.tape import TapeCapture
-from vaebench import fast
-from vaebench.fast import graph, make_engine, selfcheck
-from vaebench.fast.graph import CaptureError, CudaCapture, GraphEngine
+from vaebench.fast import admit, build, graph
+from vaebench.fast import capture as recording
+from vaebench.fast.capture import CaptureError, CudaCapture
+from vaebench.fast.graph import GraphEngine
+from vaebench.fast.register import TECHNIQUES
 from vaebench.fast.step import StepEngine
 from vaebench.models.mlp import VAE
 from vaebench.objective import Objective
+from vaebench.problem import Problem
 from vaebench.training.loop import Numbers
 
 BATCH, Z = 64, 6
@@ -35,7 +40,7 @@ CAPTURES: list[Any] = [
     pytest.param((CPU, TapeCapture), id="tape"),
     pytest.param((torch.device("cuda", 0), CudaCapture), id="cuda", marks=needs_cuda),
 ]
-Where = tuple[torch.device, Callable[[torch.device], graph.Capture]]
+Where = tuple[torch.device, Callable[[torch.device], recording.Capture]]
 
 
 class BatchNorm(VAE):
@@ -218,7 +223,7 @@ def test_the_race_keeps_what_it_chose(where: Where, strokes: Tensor) -> None:
     assert all(s > graph.WORTHWHILE * best for k, s in replayed.seconds.items() if k < kept)
     assert sorted(replayed.chunks) == [k for k in (1, 4, 15) if k <= kept]
     assert replayed.pays == (replayed.seconds[kept] < replayed.plain_seconds)
-    assert sum(replayed.pieces) == 2 * (sum(replayed.chunks) * BATCH + 40)
+    assert sum(replayed.trial_sizes) == 2 * (sum(replayed.chunks) * BATCH + 40)
 
 
 def test_a_whole_epoch_is_recorded_where_that_is_quick(
@@ -239,11 +244,13 @@ def test_a_whole_epoch_is_recorded_where_that_is_quick(
 def test_a_step_is_timed_without_a_trace(
     strokes: Tensor, monkeypatch: pytest.MonkeyPatch, how: type[TapeCapture] | None
 ) -> None:
-    monkeypatch.setattr(graph, "TRIAL", 2.0)  # a busy machine takes 0.1 s for the first run alone
+    monkeypatch.setattr(
+        recording, "TRIAL", 2.0
+    )  # a busy machine takes 0.1 s for the first run alone
     plain = _plain(strokes, CPU, "batch norm")
     before = _state(plain)
     capture = how() if how else None
-    assert 0 < graph.step_seconds(plain, capture) < 1
+    assert 0 < recording.step_seconds(plain, capture) < 1
     assert capture is None or capture.replays > 1
     assert _equal(_state(plain), before)
 
@@ -255,7 +262,11 @@ def test_a_step_is_timed_without_a_trace(
 def taped(monkeypatch: pytest.MonkeyPatch) -> TapeCapture:
     """Let the CPU have graphs, and let them pay."""
     capture = TapeCapture()
-    monkeypatch.setattr(fast, "capture_for", lambda device: capture)
+    here = [
+        dataclasses.replace(t, devices=("cpu",)) if t.name == "graph" else t for t in TECHNIQUES
+    ]
+    monkeypatch.setattr(build, "TECHNIQUES", here)
+    monkeypatch.setattr(graph, "capture_for", lambda device: capture)
     monkeypatch.setattr(GraphEngine, "_race", lambda self: None)
     monkeypatch.setattr(GraphEngine, "pays", True)
     monkeypatch.setattr(GraphEngine, "note", lambda self: "--graph: so many steps")
@@ -302,9 +313,7 @@ def test_what_cannot_be_recorded_is_said_and_trained_without(
 ) -> None:
     torch.manual_seed(1)
     model = Waiting(hidden_dims=(32,), latent_dim=Z)
-    with pytest.warns(UserWarning, match="training without a graph") as caught:
-        built = make_engine(model, strokes, Objective(), BATCH, 1e-3, CPU)
-    assert "\n" not in str(caught[0].message)
+    built = make_engine(model, strokes, Objective(), BATCH, 1e-3, CPU)
     assert built.actual["graph"] is False
     assert built.notes == [
         "--graph: CUDA graph capture failed: operation not permitted when stream is capturing; "
@@ -316,8 +325,8 @@ def test_what_cannot_be_recorded_is_said_and_trained_without(
 
 def test_fewer_images_than_a_batch_are_trained_without(strokes: Tensor, taped: TapeCapture) -> None:
     model = VAE(hidden_dims=(32,), latent_dim=Z)
-    with pytest.warns(UserWarning, match="fewer images"):
-        built = make_engine(model, strokes[:20], Objective(), BATCH, 1e-3, CPU)
+    built = make_engine(model, strokes[:20], Objective(), BATCH, 1e-3, CPU)
+    assert built.notes == ["--graph: there are fewer images than a batch has; trained without"]
     assert built.actual["graph"] is False
 
 
@@ -345,15 +354,15 @@ def test_what_is_said_of_the_race(strokes: Tensor) -> None:
 
 
 def test_there_are_no_graphs_on_the_cpu() -> None:
-    assert graph.capture_for(CPU) is None
+    assert recording.capture_for(CPU) is None
 
 
 def test_the_reason_is_what_went_wrong_first() -> None:
     first = RuntimeError("operation not permitted\nCUDA kernel errors might be ...")
     second = RuntimeError("capture was invalidated")
     second.__context__ = first
-    assert graph._reason(second) == graph._reason(first) == "operation not permitted"
-    assert graph._reason(RuntimeError()) == "RuntimeError"
+    assert recording._reason(second) == recording._reason(first) == "operation not permitted"
+    assert recording._reason(RuntimeError()) == "RuntimeError"
 
 
 # The calls of CudaCapture, in a world where torch.cuda only notes them.
@@ -542,12 +551,12 @@ class Broken(TapeCapture):
         return replay
 
 
-def _frozen_noise(chunk: graph.Chunk, order: Tensor, noise: Tensor) -> None:
+def _frozen_noise(chunk: recording.Chunk, order: Tensor, noise: Tensor) -> None:
     chunk.index.copy_(order)
     chunk.replay()
 
 
-def _frozen_order(chunk: graph.Chunk, order: Tensor, noise: Tensor) -> None:
+def _frozen_order(chunk: recording.Chunk, order: Tensor, noise: Tensor) -> None:
     chunk.noise.copy_(noise)
     chunk.replay()
 
@@ -556,12 +565,13 @@ def _frozen_order(chunk: graph.Chunk, order: Tensor, noise: Tensor) -> None:
 def test_wrong_replays_are_not_used(
     strokes: Tensor, taped: TapeCapture, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(fast, "capture_for", lambda device: Broken(how))
+    monkeypatch.setattr(graph, "capture_for", lambda device: Broken(how))
     torch.manual_seed(1)
-    with pytest.warns(UserWarning, match="replayed steps go wrong"):
+    with pytest.warns(UserWarning, match="--graph went wrong here"):
         built = make_engine(MODELS["mlp"](), strokes, Objective(), BATCH, 1e-3, CPU)
     assert built.actual["graph"] is False
-    assert "recon and kl add up to" in built.notes[0]
+    assert built.notes[0] == "--graph: so many steps"
+    assert built.notes[1].startswith("--graph: went wrong here (recon and kl add up to")
     assert _train(built.engine, [1000]) == _train(_plain(strokes, CPU), [1000])
 
 
@@ -571,8 +581,8 @@ def test_stale_buffers_are_seen(
 ) -> None:
     plain = _plain(strokes, CPU)
     replayed = _replayed(plain, (CPU, TapeCapture))
-    monkeypatch.setattr(graph.Chunk, "run", run)
-    assert selfcheck.disagreement(replayed, plain, replayed.pieces) is not None
+    monkeypatch.setattr(recording.Chunk, "run", run)
+    assert admit.disagreement(replayed, plain, replayed.trial_sizes) is not None
 
 
 def _wrong(plain: StepEngine, spoil: Callable[[StepEngine], object]) -> StepEngine:
@@ -583,8 +593,7 @@ def _wrong(plain: StepEngine, spoil: Callable[[StepEngine], object]) -> StepEngi
         with torch.no_grad():
             spoil(plain)
 
-    words = (plain.optimizer, plain.batch_size, plain.latent_dim, plain.samples)
-    return StepEngine(plain.model, plain.images, step, *words)
+    return StepEngine(plain.problem, step, plain.optimizer)
 
 
 SPOILT: dict[str, Callable[[StepEngine], object]] = {
@@ -604,7 +613,7 @@ def test_the_check_sees_what_is_spoilt(
 ) -> None:
     plain = _plain(strokes, CPU, "batch norm")
     before = _state(plain)
-    found = selfcheck.disagreement(_wrong(plain, spoil), plain, [3 * BATCH, 40])
+    found = admit.disagreement(_wrong(plain, spoil), plain, [3 * BATCH, 40])
     assert found is not None
     assert "\n" not in found
     assert _equal(_state(plain), before)
@@ -619,12 +628,11 @@ def test_the_check_lets_rounding_pass(strokes: Tensor, model: str) -> None:
         turned = torch.arange(len(index)).roll(11).flip(0)
         plain.step(images, index[turned], eps[turned], totals)
 
-    words = (plain.optimizer, plain.batch_size, plain.latent_dim, plain.samples)
-    other = StepEngine(plain.model, plain.images, step, *words)
+    other = StepEngine(plain.problem, step, plain.optimizer)
     pieces = [15 * BATCH, 4 * BATCH, 40]
-    assert selfcheck.disagreement(other, plain, pieces) is None
-    order, noise = selfcheck._numbers(plain, sum(pieces))
-    mine, right = (selfcheck._outcome(e, order, noise, pieces) for e in (other, plain))
+    assert admit.disagreement(other, plain, pieces) is None
+    order, noise = admit._numbers(plain, sum(pieces))
+    mine, right = (admit._outcome(e, order, noise, pieces) for e in (other, plain))
     assert not _equal(mine.tensors, right.tensors)  # so there was something to let pass
 
 
@@ -633,25 +641,32 @@ def test_a_training_that_diverges_is_not_blamed_on_the_graph(strokes: Tensor) ->
     plain.set_lr(1e30)
     replayed = _replayed(plain, (CPU, TapeCapture))
     assert not all(map(math.isfinite, _train(plain, [1000])))
-    assert selfcheck.disagreement(replayed, plain, replayed.pieces) is None
+    assert admit.disagreement(replayed, plain, replayed.trial_sizes) is None
 
 
 def test_the_check_gives_both_the_same_dropout(strokes: Tensor) -> None:
     model = Dropout()
     plain = make_engine(model, strokes, Objective(), BATCH, 1e-3, CPU, graph=False).engine
-    assert selfcheck.disagreement(plain, plain, [3 * BATCH]) is None
-    assert selfcheck._near((1.0, 2.0), (1.0, 2.0), (0, 0), 0)
-    order, noise = selfcheck._numbers(plain, 3 * BATCH)
-    outcome = partial(selfcheck._outcome, plain, order, noise, [3 * BATCH])
+    assert admit.disagreement(plain, plain, [3 * BATCH]) is None
+    assert admit._near((1.0, 2.0), (1.0, 2.0), (0, 0), 0)
+    order, noise = admit._numbers(plain, 3 * BATCH)
+    outcome = partial(admit._outcome, plain, order, noise, [3 * BATCH])
     assert outcome().sums == outcome().sums
 
 
 # The loop hands over what an engine likes.
 
 
+def _problem(images: int, batch: int, samples: int = 1) -> Problem:
+    pixels = torch.zeros(images, 2, 2, dtype=torch.uint8)
+    model = VAE((2, 2), hidden_dims=(3,), latent_dim=Z)
+    return problem_of(model, pixels, Objective(samples=samples), batch)
+
+
 @pytest.mark.parametrize("at_once", [1, 4, 16, 64, 78])
 def test_pieces_are_of_the_steps_that_an_engine_likes(at_once: int) -> None:
-    made = [Numbers(10_000, Z, 128, 5, CPU, 1) for _ in range(2)]  # 78 steps and a short one
+    problem = _problem(10_000, 128)
+    made = [Numbers(problem, 5) for _ in range(2)]  # 78 steps and a short one
     pieces = [list(made[0].epoch()), list(made[1].epoch(at_once))]
     for i in (0, 1):
         whole = [torch.cat([piece[i] for piece in found]) for found in pieces]
@@ -662,7 +677,8 @@ def test_pieces_are_of_the_steps_that_an_engine_likes(at_once: int) -> None:
 
 
 def test_several_samples_are_drawn_alike_for_every_engine() -> None:
-    made = [Numbers(1000, Z, 16, 5, CPU, 3) for _ in range(2)]
+    problem = _problem(1000, 16, samples=3)
+    made = [Numbers(problem, 5) for _ in range(2)]
     for plain, other in zip(made[0].epoch(), made[1].epoch(16), strict=True):
         assert torch.equal(plain[0], other[0])
         assert torch.equal(plain[1], other[1])
@@ -690,7 +706,7 @@ def test_cuda_graphs_draw_a_models_own_random_numbers_anew(strokes: Tensor) -> N
     replayed = _replayed(plain, (device, CudaCapture))
     replayed.set_lr(0.0)
     assert _train(replayed, [4 * BATCH]) != _train(replayed, [4 * BATCH])
-    assert selfcheck.disagreement(replayed, plain, replayed.pieces) is None
+    assert admit.disagreement(replayed, plain, replayed.trial_sizes) is None
 
 
 @needs_cuda
@@ -699,7 +715,7 @@ def test_cuda_steady_epochs_wait_for_nothing(strokes: Tensor) -> None:
     device = torch.device("cuda", 0)
     built = make_engine(MODELS["mlp"](), strokes, Objective(), BATCH, 1e-3, device)
     assert built.actual["graph"], built.notes
-    numbers = Numbers(len(strokes), Z, BATCH, 0, device, 1)
+    numbers = Numbers(built.engine.problem, 0)
     list(numbers.epoch())
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -716,7 +732,7 @@ def test_cuda_steady_epochs_wait_for_nothing(strokes: Tensor) -> None:
 def test_cuda_epochs_leave_no_memory_behind(strokes: Tensor) -> None:
     device = torch.device("cuda", 0)
     replayed = _replayed(_plain(strokes, device), (device, CudaCapture))
-    numbers = Numbers(len(strokes), Z, BATCH, 0, device, 1)
+    numbers = Numbers(replayed.problem, 0)
     gc.collect()  # an earlier test's engine, freed meanwhile, would count too
     held = []
     for _ in range(100):

@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.engines import make_engine, problem_of
 from vaebench import VAE
-from vaebench.fast import make_engine, sparse
+from vaebench.fast import sparse
+from vaebench.fast.kernels.nonzero import dark, nonzero_fraction
 from vaebench.objective import Objective
 
 CPU = torch.device("cpu")
@@ -29,12 +31,12 @@ def test_products_equal_dense_ones(count: int, pixels: int, width: int, lit: flo
     x, dense = _images(count, pixels, lit), nn.Linear(pixels, width)
     weight, bias = (p.detach().double().requires_grad_() for p in (dense.weight, dense.bias))
     expected = F.linear(x.double(), weight, bias)
-    layer = sparse.SparseLinear(dense)
-    out = layer(x)
+    with sparse._as_sparse(dense):
+        out = dense(x)
     grad = torch.randn(count, width)
     out.backward(grad)
     expected.backward(grad.double())
-    assert layer.weight is dense.weight  # the same parameter: what trains one trains the other
+    assert type(dense) is nn.Linear
     for ours, exact in (
         (out, expected),
         (dense.weight.grad, weight.grad),
@@ -48,20 +50,16 @@ def test_products_equal_dense_ones(count: int, pixels: int, width: int, lit: flo
 def test_not_a_number_is_not_left_out() -> None:
     x = torch.zeros(2, 8)
     x[1, 5] = torch.nan
-    out = sparse.SparseLinear(nn.Linear(8, 4))(x)
+    out = sparse.SparseLinear(8, 4)(x)
     assert out[0].isfinite().all()
     assert out[1].isnan().all()
 
 
 def test_many_lit_pixels_are_left_to_the_dense_product(strokes: Tensor) -> None:
-    model = VAE(hidden_dims=(16,), latent_dim=2)
-    bright = torch.full_like(strokes, 255)
-    assert sparse.with_sparse_input(model, bright, bright[:2].float()) == (model, None)
-    twin, note = sparse.with_sparse_input(model, strokes, strokes[:2].float())
+    assert dark(torch.full_like(strokes, 255)) is None
+    note = dark(strokes)
     assert note is not None
-    assert f"{sparse.lit_share(strokes):.0%}" in note
-    assert [id(p) for p in twin.parameters()] == [id(p) for p in model.parameters()]
-    assert type(model.encoder[0]) is nn.Linear
+    assert f"{nonzero_fraction(strokes):.0%}" in note
 
 
 class Shifted(VAE):
@@ -72,10 +70,11 @@ class Shifted(VAE):
 
 
 def test_only_the_layer_that_gets_the_pixels_as_they_are(strokes: Tensor) -> None:
-    x = strokes[:2].float() / 255
-    assert sparse.input_layer(VAE(hidden_dims=(16,)), x) == "encoder.0"
-    assert sparse.input_layer(Shifted(hidden_dims=(16,)), x) is None
-    assert sparse.input_layer(VAE(hidden_dims=(16,)).double(), x.double()) is None
+    model = VAE(hidden_dims=(16,))
+    assert sparse.input_layer(problem_of(model, strokes)) is model.encoder[0]
+    assert sparse.input_layer(problem_of(Shifted(hidden_dims=(16,)), strokes)) is None
+    double = problem_of(VAE(hidden_dims=(16,)).double(), strokes.double() / 255)
+    assert sparse.input_layer(double) is None
 
 
 def test_it_is_said_and_can_be_switched_off(strokes: Tensor) -> None:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 import vaebench
-from vaebench import fast
+from tests.engines import make_engine
+from vaebench import problem
 from vaebench.data import loader, streaming
 from vaebench.data.images import to_unit
 from vaebench.data.streaming import HostImages
-from vaebench.fast import make_engine
 from vaebench.fast.step import StepEngine
 from vaebench.fast.stream import StreamEngine
 from vaebench.models.mlp import VAE
@@ -29,7 +29,7 @@ CHUNKS = (1, 3 * BATCH * EACH, 10**9)
 @pytest.fixture
 def small_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no images fit on the device."""
-    for module in (fast, trainer, loader):
+    for module in (problem, trainer, loader):
         monkeypatch.setattr(module, "fits", lambda images, device: False)
 
 
@@ -61,7 +61,7 @@ def test_streamed_steps_are_the_resident_ones(
 ) -> None:
     resident = _engine(strokes, device, samples=samples)
     monkeypatch.setattr(streaming, "CHUNK", chunk)
-    monkeypatch.setattr(fast, "fits", lambda images, device: False)
+    monkeypatch.setattr(problem, "fits", lambda images, device: False)
     streamed = _engine(strokes, device, samples=samples)
     assert isinstance(streamed, StreamEngine)
     assert streamed.images.device == CPU
@@ -100,7 +100,7 @@ def test_fit_streams_what_does_not_fit_and_says_so(
 ) -> None:
     resident, expected = _fit(strokes, binarize=binarize)
     assert resident.actual["data_on"] == "device"
-    for module in (fast, trainer):
+    for module in (problem, trainer):
         monkeypatch.setattr(module, "fits", lambda images, device: False)
     monkeypatch.setattr(streaming, "room", lambda device: 2e6)
     streamed, found = _fit(strokes, binarize=binarize)
@@ -120,7 +120,7 @@ def test_the_loader_streams_the_same_batches(
     strokes: Tensor,
     device: torch.device,
     monkeypatch: pytest.MonkeyPatch,
-    words: dict[str, bool],
+    words: dict[str, Any],
     floats: bool,
 ) -> None:
     images = strokes.float() / 255 if floats else strokes

@@ -31,7 +31,7 @@ from tests.fast.triton_cases import (
 )
 from vaebench import VAE
 from vaebench.fast.adam import AdamState
-from vaebench.fast.triton_step import OPTIONS, Plan, takes, triton_step
+from vaebench.fast.kernels.triton_step import OPTIONS, Plan, supports, triton_step
 from vaebench.objective import Objective
 
 pytest.importorskip("triton")
@@ -127,7 +127,7 @@ def test_huge_logits(found: dict[str, Any]) -> None:
     assert mine == pytest.approx(eager, rel=1e-6)
 
 
-def test_takes_what_it_can_train(found: dict[str, Any]) -> None:
+def test_supports_what_it_can_train(found: dict[str, Any]) -> None:
     assert found["declined"] == {name: name.startswith("yes") for name in found["declined"]}
 
 
@@ -142,7 +142,7 @@ def test_declines_the_cpu_without_the_interpreter() -> None:
         pytest.skip("the interpreter is on")
     case = CASES["odd"]
     model, state, _, images = new(case)
-    assert not takes(model, images, Objective(), state)
+    assert not supports(model, images, Objective(), state)
 
 
 def test_an_unknown_precision_is_refused() -> None:
@@ -230,14 +230,14 @@ def test_cuda_trains_the_default_size(dtype: torch.dtype) -> None:
 
 
 @needs_cuda
-def test_cuda_steps_are_taken_and_recorded() -> None:
+def test_cuda_steps_are_supported_and_recorded() -> None:
     """A recorded step, replayed, is the step: nothing in it waits or takes memory anew."""
     device, case = torch.device("cuda", 0), CASES["several"]
     order, noise = (t[: case.batch].clone() for t in numbers_of(case, device))
     found = []
     for recorded in (False, True):
         model, state, step, images = new(case, device)
-        assert takes(model, images, Objective(), state)
+        assert supports(model, images, Objective(), state)
         totals = torch.zeros(2, dtype=torch.float64, device=device)
         step(images, order, noise, totals)
         if recorded:

@@ -14,14 +14,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tests.engines import problem_of
 from vaebench import VAE
-from vaebench.data.images import gather
-from vaebench.fast import selfcheck
+from vaebench.fast import admit
 from vaebench.fast.adagrad import AdagradState
 from vaebench.fast.adam import AdamState
+from vaebench.fast.kernels.triton_step import supports, triton_step
+from vaebench.fast.persistent import PersistentEngine
 from vaebench.fast.step import Optimizer, Step, StepEngine, make_step
-from vaebench.fast.triton_step import PersistentEngine, takes, triton_step
 from vaebench.objective import Objective
+from vaebench.problem import Problem
 
 CPU = torch.device("cpu")
 LR = 1e-3
@@ -94,30 +96,34 @@ def trained(
     return totals.cpu(), model
 
 
-def eager(model: nn.Module, case: Case, state: AdamState) -> Step:
+def case_problem(case: Case, model: nn.Module, images: Tensor) -> Problem:
+    """Make the problem that an engine trains."""
+    return problem_of(model, images, Objective(beta=case.beta), case.batch, LR, images.device)
+
+
+def eager(model: VAE, case: Case, state: AdamState) -> Step:
     """Make the plain twin."""
-    return make_step(model, Objective(beta=case.beta), state, gather, None)
+    return make_step(model, Objective(beta=case.beta), state)
 
 
-def ours(model: nn.Module, case: Case, state: AdamState, precision: str = "ieee") -> Step:
+def ours(model: VAE, case: Case, state: AdamState, precision: str = "ieee") -> Step:
     """Make the step of kernels."""
     return triton_step(model, Objective(beta=case.beta), state, precision)
 
 
-def in_parts(model: nn.Module, case: Case, state: AdamState) -> Step:
+def in_parts(model: VAE, case: Case, state: AdamState) -> Step:
     """Make the step of kernels that multiply float32 by its parts of 10 bits."""
     return ours(model, case, state, "tf32x3")
 
 
 def at_once(model: VAE, case: Case, state: AdamState, images: Tensor) -> PersistentEngine:
     """Make the engine that trains many steps in one launch."""
-    words = (state, case.batch, case.latent)
-    return PersistentEngine(model, images, ours(model, case, state), *words)
+    return PersistentEngine(case_problem(case, model, images), ours(model, case, state), state)
 
 
 def outcome(
     case: Case,
-    make: Callable[[nn.Module, Case, AdamState], Step] | None,
+    make: Callable[[VAE, Case, AdamState], Step] | None,
     dtype: torch.dtype,
     device: Any,
 ) -> tuple[list[float], list[Tensor], float]:
@@ -143,7 +149,7 @@ def outcome(
 def compare(
     case: Case,
     device: torch.device = CPU,
-    mine: Callable[[nn.Module, Case, AdamState], Step] | None = ours,
+    mine: Callable[[VAE, Case, AdamState], Step] | None = ours,
 ) -> dict[str, Any]:
     """How far the kernels and the eager float32 step are from the eager float64 one.
 
@@ -182,7 +188,7 @@ def persistent(case: Case, programs: int, seed: int, *, late: bool = False) -> d
     found = []
     for whole in (True, False):
         model, state, step, images = new(case)
-        engine = StepEngine(model, images, step, state, case.batch, case.latent)
+        engine = StepEngine(case_problem(case, model, images), step, state)
         if whole:
             engine = at_once(model, case, state, images)
             engine.programs = programs
@@ -198,13 +204,12 @@ def persistent(case: Case, programs: int, seed: int, *, late: bool = False) -> d
 def rounded(case: Case) -> dict[str, str | None]:
     """Whether kernels with factors of 10 bits pass beside the eager step, by each tolerance."""
     model, state, _, images = new(case)
-    words = (state, case.batch, case.latent)
-    step = ours(model, case, state, "tf32")
-    eagerly = StepEngine(model, images, eager(model, case, state), *words)
-    engine = StepEngine(model, images, step, *words)
-    tolerances = {"rounded": selfcheck.ROUNDED, "float32": selfcheck.FLOAT32}
+    problem = case_problem(case, model, images)
+    eagerly = StepEngine(problem, eager(model, case, state), state)
+    engine = StepEngine(problem, ours(model, case, state, "tf32"), state)
+    tolerances = {"rounded": admit.ROUNDED, "float32": admit.FLOAT32}
     pieces = [case.images]
-    return {n: selfcheck.disagreement(engine, eagerly, pieces, t) for n, t in tolerances.items()}
+    return {n: admit.disagreement(engine, eagerly, pieces, t) for n, t in tolerances.items()}
 
 
 def impatient(case: Case) -> dict[str, Any]:
@@ -325,7 +330,7 @@ def declined() -> dict[str, bool]:
         return AdamState.of(list(m.parameters()), LR, **words)
 
     def asked(m: Any, x: Tensor = images, o: Objective = aim, s: Optimizer | None = None) -> bool:
-        return bool(takes(m, x, o, state(m) if s is None else s))
+        return bool(supports(m, x, o, state(m) if s is None else s))
 
     hooked, other, frozen = (copy.deepcopy(model) for _ in range(3))
     hooked.encoder.register_forward_hook(lambda *_: None)

@@ -139,9 +139,11 @@ def test_the_recipes_objective_is_the_loss_by_its_numbers() -> None:
     """Beta 2 sigma^2 / D = 128 / 60000, the condition under which the two are one."""
     assert 2 * RECIPE["sigma"] ** 2 / 784 == pytest.approx(KL_WEIGHT, rel=1e-12)
     config = parse(["--workload", "conv"])
-    assert (config.beta, config.likelihood, config.latent_dim) == (1, "gaussian", 2)
-    assert (config.batch_size, config.lr, config.epochs) == (32, 3e-4, 10)
-    assert config.hidden_dim == (32, 64, 128, 256, 512)
+    assert (config.objective.beta, config.objective.likelihood) == (1, "gaussian")
+    optimizer = config.optimizer
+    assert (optimizer.batch_size, optimizer.lr, optimizer.epochs) == (32, 3e-4, 10)
+    assert config.network.latent_dim == 2
+    assert config.network.hidden_dim == (32, 64, 128, 256, 512)
 
 
 @pytest.mark.parametrize("latents", [1, 20])

@@ -62,9 +62,9 @@ def make_run(
     }
     recipe |= {"latent_dim": latent_dim, "likelihood": likelihood, "activation": activation}
     model = vaebench.VAE(**recipe)
-    config = vaebench.TrainConfig(data=str(data), latent_dim=latent_dim, likelihood=likelihood)
+    config = vaebench.TrainConfig.of(data=str(data), latent_dim=latent_dim, likelihood=likelihood)
     with RunFolder(folder) as run:
-        run.write_config(asdict(config), recipe)
+        run.write_config(config.options(), recipe)
         history = vaebench.fit(
             model, images[:200], epochs=1, batch_size=10, lr=1e-2, device="cpu",
             test_images=images[200:], on_epoch=lambda record: run.add_metrics(asdict(record)),

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import vaebench
+from tests.engines import make_engine
 from vaebench.cli.train import main, parse, train
 from vaebench.data.strokes import make_strokes
 from vaebench.errors import InputError
-from vaebench.fast import make_engine
 from vaebench.objective import Objective
 from vaebench.runs import checkpoints as resume_module
 from vaebench.runs.checkpoints import Checkpoints, find, mark_of, read

@@ -18,10 +18,10 @@ import torch._inductor.config
 from torch import Tensor
 
 import vaebench
+from tests.engines import make_engine
 from vaebench.cli.train import main
 from vaebench.data.strokes import make_strokes
 from vaebench.errors import ResourceError, TrainingError
-from vaebench.fast import make_engine
 from vaebench.models.networks import KINDS
 from vaebench.objective import Objective
 from vaebench.runs.checkpoints import find, read

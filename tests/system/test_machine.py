@@ -1,6 +1,9 @@
 """Devices, threads, the clock and the counted work."""
 
 import os
+import shlex
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ import pytest
 import torch
 
 from vaebench.errors import InputError
-from vaebench.system import device, info, threads, timing
+from vaebench.system import device, info, start, threads, timing
 
 CPU = torch.device("cpu")
 
@@ -68,6 +71,38 @@ def test_process_age_is_that_of_the_process() -> None:
     assert first > 0
     time.sleep(0.05)
     assert 0.01 < timing.process_age() - first < 5
+
+
+def _started(before: str, code: str = "") -> tuple[float, float]:
+    """Of a program that a shell became: what its clock said at once, and the system's."""
+    code += (
+        "import vaebench, time; from vaebench.system import start\n"
+        "print(time.monotonic() - start.STARTED, start._age_of_process())"
+    )
+    line = f"{before} exec {sys.executable} -c {shlex.quote(code)}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    ours, systems = map(float, done.stdout.split())
+    return ours, systems
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process's age")
+def test_what_a_shell_waited_for_is_not_the_programs_time() -> None:
+    ours, systems = _started("sleep 1;")
+    assert 0.01 < ours < systems - 0.95  # the interpreter takes some 20 ms to start
+
+
+def test_what_the_program_computed_before_the_import_is_its_time() -> None:
+    ours, _ = _started("", "import time\nwhile time.process_time() < 0.5: pass\n")
+    assert ours > 0.5
+
+
+def test_a_system_that_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", missing)
+    assert start._age_of_process() == float("inf")
+    assert 0 < start._already_taken() <= time.process_time()
 
 
 def test_best_seconds_is_the_shortest_call_after_the_first() -> None:

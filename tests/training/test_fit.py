@@ -1,5 +1,6 @@
 """fit, evaluate and the model as a library's user meets them."""
 
+import _thread
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import vaebench
+from tests.engines import problem_of
 from vaebench.config import TrainConfig
 from vaebench.errors import InputError, TrainingError
 from vaebench.system.random import EVALUATION, TRAINING, random_stream
@@ -181,14 +183,20 @@ def test_divergence_is_said(strokes: Tensor) -> None:
         vaebench.fit(_vae(), strokes, lr=1e6, device="cpu")
 
 
-def test_ctrl_c_ends_after_the_epoch(strokes: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(work: Any, *, flush: bool, on_interrupt: Any) -> None:
-        on_interrupt()
-        work()
+def test_ctrl_c_ends_after_the_epoch(strokes: Tensor) -> None:
+    armed: list[bool] = []
 
-    monkeypatch.setattr("vaebench.training.fit.run_flushed", interrupted)
-    with pytest.raises(vaebench.TrainingInterrupted):
-        vaebench.fit(_vae(), strokes, epochs=3, device="cpu")
+    class Interrupting(vaebench.VAE):
+        def decode(self, z: Tensor) -> Tensor:
+            if armed:
+                armed.clear()
+                _thread.interrupt_main()
+            return super().decode(z)
+
+    model = Interrupting((28, 28), (16,), 4)
+    with pytest.raises(vaebench.TrainingInterrupted) as caught:
+        vaebench.fit(model, strokes, epochs=9, device="cpu", on_epoch=lambda _: armed.append(True))
+    assert 1 <= len(caught.value.history.epochs) <= 3
 
 
 def test_evaluate_uses_every_image_and_no_gradient(strokes: Tensor) -> None:
@@ -229,7 +237,7 @@ def test_evaluate_refuses(strokes: Tensor) -> None:
 def test_flops_are_those_counted_by_hand() -> None:
     """Forward 2 W, weight gradients 2 W, input gradients 2 (W - first layer); nats aside."""
     images = torch.zeros(128, 28, 28, dtype=torch.uint8)
-    assert training_flops(vaebench.VAE(), images) == 3_280_000
+    assert training_flops(problem_of(vaebench.VAE(), images, batch_size=128)) == 3_280_000
 
 
 def test_model_shapes() -> None:

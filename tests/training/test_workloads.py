@@ -204,14 +204,15 @@ def test_passes_and_images() -> None:
     want = {"mlp": (10, 0), "flax": (30, 10_000), "iwae": (3280, 400), "pythae": (500, 10_000)}
     for name, (epochs, holdout) in want.items():
         config = recipe(name)
-        assert (config.epochs, config.holdout) == (epochs, holdout), name
-    assert recipe("aevb").epochs * 60_000 == pytest.approx(1e8, rel=1e-3)
+        assert (config.optimizer.epochs, config.data.holdout) == (epochs, holdout), name
+    assert recipe("aevb").optimizer.epochs * 60_000 == pytest.approx(1e8, rel=1e-3)
 
 
 def test_what_is_given_goes_before_the_recipe() -> None:
     config = parse(["--lr", "0.5", "--workload", "iwae", "--hidden-dim", "9"])
-    assert (config.lr, config.hidden_dim, config.latent_dim) == (0.5, (9,), 50)
-    assert config == recipe("iwae", lr=0.5, hidden_dim=(9,))
+    network = config.network
+    assert (config.optimizer.lr, network.hidden_dim, network.latent_dim) == (0.5, (9,), 50)
+    assert config == recipe("iwae", lr=0.5, hidden_dim=(9,), likelihood="bernoulli")
     with pytest.raises(InputError, match="--workload is 'gan'"):
         recipe("gan")
 

@@ -2,14 +2,15 @@
 
 import dataclasses
 import os
-import signal
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vaebench.cli.train import Parser
+from vaebench.cli.arguments import Parser
+from vaebench.cli.command import run
+from vaebench.cli.streams import complain, say
+from vaebench.config import FastConfig
 from vaebench.errors import InputError, check_count, check_seed
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from vaebench.data.load import Dataset
     from vaebench.evaluation import Evaluation
 
 SPLITS = ("test", "holdout", "train")
@@ -57,19 +59,13 @@ def parse(argv: list[str]) -> "argparse.Namespace":
     return args
 
 
-def main(argv: list[str]) -> int:
-    """Run the command line; give its exit status: 0, 2 for bad input, 130 interrupted."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    warnings.showwarning = lambda message, *_, **__: print(f"vaebench: {message}", file=sys.stderr)
-    try:
-        evaluate_run(parse(argv))
-    except InputError as error:
-        print(f"vaebench: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("vaebench: interrupted; nothing was written", file=sys.stderr)
-        sys.stdout.flush()
-        os._exit(130)  # the computing thread may still run; see vaebench.train
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; give its exit status, see :func:`vaebench.cli.command.run`."""
+    return run(_main, argv, interrupted="interrupted; nothing was written")
+
+
+def _main(argv: list[str]) -> int:
+    evaluate_run(parse(argv))
     return 0
 
 
@@ -79,11 +75,12 @@ def evaluate_run(args: "argparse.Namespace") -> None:
 
     from vaebench.data.binarize import NOTES, meaning
     from vaebench.evaluation import evaluate
-    from vaebench.fast.flush_denormal import run_flushed
+    from vaebench.fast.threads import thread_settings
     from vaebench.runs.folder import CONFIG, RESULT, load, read_json, write_json
     from vaebench.system.device import resolve_device
     from vaebench.system.info import fingerprint
     from vaebench.system.threads import available_cpus
+    from vaebench.system.worker import Worker
 
     out = args.out or args.run / "evaluation.json"
     model, config = load(args.run), read_json(args.run / CONFIG)
@@ -92,28 +89,32 @@ def evaluate_run(args: "argparse.Namespace") -> None:
         raise InputError(f"{out} cannot be written: name another file by --out")
     device = resolve_device(args.device)
     torch.set_num_threads(args.threads or available_cpus())
-    dataset, images = _images(args, config, trained)
+    data = _data(args, config, trained)
+    own = _are_its_own(args, config, data)
+    images = _images(args, config, data)
     start = time.perf_counter()
-    found = run_flushed(
-        lambda: evaluate(
-            model.to(device),
-            images,
-            samples=args.samples,
-            likelihood=config["likelihood"],
-            sigma=config["sigma"],
-            seed=args.seed,
-            batch_size=args.batch_size,
-            progress=not args.quiet,
-        ),
-        flush=device.type == "cpu",
-    )
+    prepare, _ = thread_settings(FastConfig(), device)
+    with Worker(prepare) as worker:
+        found = worker.run(
+            lambda: evaluate(
+                model.to(device),
+                images,
+                samples=args.samples,
+                likelihood=config["likelihood"],
+                sigma=config["sigma"],
+                seed=args.seed,
+                batch_size=args.batch_size,
+                progress=not args.quiet,
+            )
+        )
     how = config.get("binarize", "none")
     result = {
         "run": str(args.run),
         "workload": config["workload"],
         "epochs": trained.get("epochs"),
         "training_seed": config["seed"],
-        "dataset": dataset,
+        "dataset": data.name,
+        "images_of_the_run": own,
         "split": args.split,
         "binarize": how,
         "binarization": NOTES.get(how, "pixels as they are in the data"),
@@ -128,17 +129,13 @@ def evaluate_run(args: "argparse.Namespace") -> None:
     }
     write_json(out, result)
     if not args.quiet:
-        print(describe(result, found))
-        print(f"result: {out}")
+        say(describe(result, found))
+        say(f"result: {out}")
 
 
-def _images(
-    args: "argparse.Namespace", config: dict[str, Any], trained: dict[str, Any]
-) -> tuple[str, "Tensor"]:
-    """(name of the data, images): the split of the run's own data, its pixels as it had them."""
-    from vaebench.data.binarize import binarize
+def _data(args: "argparse.Namespace", config: dict[str, Any], trained: dict[str, Any]) -> "Dataset":
+    """Load the run's own data, or what was named in its place."""
     from vaebench.data.load import load_dataset
-    from vaebench.system.random import TEST_PIXELS, TRAINING_PIXELS
 
     # "auto" says what was wished for; only the result knows what it came to.
     known = trained.get("dataset") if config["data"] == "auto" else config["data"]
@@ -148,7 +145,37 @@ def _images(
             f"{args.run} does not say what --data auto came to: its training has not ended; "
             "name the data by --data"
         )
-    data = load_dataset(name, args.data_dir or config["data_dir"])
+    return load_dataset(name, args.data_dir or config["data_dir"])
+
+
+def _are_its_own(
+    args: "argparse.Namespace", config: dict[str, Any], data: "Dataset"
+) -> bool | None:
+    """Whether the data are those that the run began with; None if it does not tell.
+
+    Others are refused, unless they were named: then it is said.
+
+    Raises:
+        InputError: the run's own data are no longer what they were.
+    """
+    from vaebench.runs.checkpoints import mark_of
+    from vaebench.runs.settings import check_images, other_images
+
+    mark = mark_of(data.train.images, data.test.images)
+    if args.data is None and args.data_dir is None:
+        check_images(args.run, mark)
+    others = other_images(args.run, mark)
+    if others:
+        complain(f"{others}: the result is for the images named")
+        return False
+    return True if config.get("images", {}).get("mark") else None
+
+
+def _images(args: "argparse.Namespace", config: dict[str, Any], data: "Dataset") -> "Tensor":
+    """Take the split that was asked for, its pixels as the run had them."""
+    from vaebench.data.binarize import binarize
+    from vaebench.system.random import TEST_PIXELS, TRAINING_PIXELS
+
     holdout, how = config.get("holdout", 0), config.get("binarize", "none")
     images = data.test.images if args.split == "test" else data.train.images
     if how != "none":
@@ -158,7 +185,7 @@ def _images(
         images = images[:edge] if args.split == "train" else images[edge:]
     if not len(images):
         raise InputError(f"{args.run} has no {args.split} images: choose another --split")
-    return data.name, images[: args.images]
+    return images[: args.images]
 
 
 def _peak_bytes() -> int | None:
@@ -175,11 +202,16 @@ def describe(result: dict[str, Any], found: "Evaluation") -> str:
     """Put a result in words for a person."""
     grey = result["meaning"].startswith("score")
     passes = f"{result['epochs']} epochs" if result["epochs"] else "training not ended"
+    others = ""
+    if result["images_of_the_run"] is False:
+        others = " (not the images that it was trained on)"
+    spread, means = f" ± {found.standard_error:.2f}", "; ± is the standard error over images"
+    if found.images == 1:
+        spread, means = "", "; a single image has no standard error"
     lines = [
-        f"{result['workload']} on {result['dataset']}, {passes}: importance-weighted "
-        f"{'score' if grey else 'log-likelihood'} {found.log_likelihood:.2f} ± "
-        f"{found.standard_error:.2f} nats per image ({found.images:,} {result['split']} images, "
-        f"{found.samples:,} z each; ± is the standard error over images)",
+        f"{result['workload']} on {result['dataset']}{others}, {passes}: importance-weighted "
+        f"{'score' if grey else 'log-likelihood'} {found.log_likelihood:.2f}{spread} nats per "
+        f"image ({found.images:,} {result['split']} images, {found.samples:,} z each{means})",
         f"ELBO {found.elbo:.2f} = recon {found.recon:.2f} - kl {found.kl:.2f}; "
         f"{found.active_units} of {len(found.kl_per_latent)} latents active",
         f"{result['binarization']}; {result['meaning']}",

@@ -4,12 +4,12 @@ Source: Duchi et al., Adaptive Subgradient Methods (JMLR 12, 2011), in the form 
 torch.optim.Adagrad.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from vaebench.fast.layout import in_memory_order, laid_out_as
+from vaebench.fast.layout import in_memory_order, laid_out_as, real
 
 EPSILON = 1e-10
 
@@ -26,6 +26,8 @@ class AdagradState:
     sums: list[Tensor]
     step: Tensor
     lr: Tensor
+    # Of parameters that are not trained at the moment, by their id: the parameter and its sum.
+    resting: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, params: list[Tensor], lr: float) -> "AdagradState":
@@ -37,6 +39,20 @@ class AdagradState:
             torch.zeros((), dtype=torch.float32, device=device),
             torch.tensor(lr, dtype=torch.float32, device=device),
         )
+
+    def following(self, params: list[Tensor]) -> "AdagradState":
+        """Go on with these parameters: what is remembered of each goes with it."""
+        known = dict(self.resting)
+        known |= {id(p): (p, total) for p, total in zip(self.params, self.sums, strict=True)}
+        sums = [known[id(p)][1] if id(p) in known else torch.zeros_like(p) for p in params]
+        trained = set(map(id, params))
+        resting = {key: entry for key, entry in known.items() if key not in trained}
+        return AdagradState(params, sums, self.step, self.lr, resting)
+
+    def belonging_to(self, param: Tensor) -> list[Tensor]:
+        """A parameter, and what is remembered of it in its shape."""
+        i = next(i for i, p in enumerate(self.params) if p is param)
+        return [param, self.sums[i]]
 
     def tensors(self) -> list[Tensor]:
         """All that an update changes."""
@@ -63,9 +79,9 @@ def _fused_kernel(
 ) -> None:
     """The kernel behind torch.optim.Adagrad(fused=True), which counts in a tensor per parameter."""
     torch._fused_adagrad_(
-        in_memory_order(params),
-        in_memory_order(grads),
-        in_memory_order(sums),
+        in_memory_order(real(params)),
+        in_memory_order(real(grads)),
+        in_memory_order(real(sums)),
         [step] * len(params),
         lr=lr,
         lr_decay=0.0,

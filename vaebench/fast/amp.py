@@ -7,14 +7,17 @@ multiplies bfloat16 many times faster, and may gain nothing: small products take
 time, and autocast adds kernels that convert. There whole steps are compared.
 """
 
-import math
-import time
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from vaebench.system.device import synchronize
+from vaebench.fast.admit import BF16
+from vaebench.fast.capture import capture_for, step_seconds
+from vaebench.fast.draft import Draft, Offer
+from vaebench.system.timing import race
 
 # Casting weights and activations costs two passes over them, so a product that is only just
 # faster does not pay for itself.
@@ -23,7 +26,7 @@ WORTHWHILE = 1.2
 WORTHWHILE_STEP = 1.05
 # One matrix product of the default workload's largest layer.
 PROBE_SHAPE = (128, 784, 400)
-MIN_TURNS, MAX_TURNS = 4, 200
+TURNS = 200
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,35 @@ class Precision:
     def name(self) -> str:
         """As it stands in results: ``"bf16"`` or ``"float32"``."""
         return "bf16" if self.dtype is torch.bfloat16 else "float32"
+
+
+def offer(draft: Draft) -> Offer | str:
+    """Offer the plain step under autocast, where it is asked for or measured to gain."""
+    problem, requested = draft.problem, draft.asks("amp")
+    if draft.problem.device.type == "cuda" and requested == "auto" and problem.resident:
+        precision = by_steps(partial(_step_seconds, draft))
+    else:
+        precision = choose(requested, problem.device)
+    if draft.group:  # one decision, by one measurement
+        bf16 = draft.group.first_says(float(precision.dtype is not None))
+        precision = Precision(torch.bfloat16 if bf16 else None, precision.reason)
+    if precision.dtype is None:
+        return precision.reason
+    plan = dataclasses.replace(draft.plan, autocast=precision.dtype)
+    notes = [f"--amp: {precision.reason}"]
+    return Offer(
+        draft.make(plan), plan, actual={"amp": True}, race=None, notes=notes, tolerance=BF16
+    )
+
+
+def _step_seconds(draft: Draft, dtype: torch.dtype | None) -> float:
+    """Time a plain step, replayed from a graph if that is wanted.
+
+    Compiled it would be faster, but to compile both takes longer than it could ever save.
+    """
+    engine = draft.make(dataclasses.replace(draft.plan, autocast=dtype))
+    capture = capture_for(draft.problem.device) if draft.asks("graph") else None
+    return step_seconds(engine, capture)
 
 
 def choose(requested: str | None, device: torch.device) -> Precision:
@@ -62,27 +94,15 @@ def by_steps(seconds: Callable[[torch.dtype | None], float]) -> Precision:
 
 
 def bf16_gain(device: torch.device, budget: float = 0.3) -> float:
-    """Measure float32's time over bfloat16's for one product; takes about ``budget`` seconds.
-
-    The two take turns, and the shortest time of each counts: something else that runs meanwhile
-    then slows both, or neither, and does not decide.
-    """
+    """Measure float32's time over bfloat16's for one product; takes about ``budget`` seconds."""
     m, k, n = PROBE_SHAPE
-    best = {torch.float32: math.inf, torch.bfloat16: math.inf}
     # Random numbers: on some hardware a product of constants takes less power, and less time.
     generator = torch.Generator(device).manual_seed(0)
     a32 = torch.randn(m, k, generator=generator, device=device)
     b32 = torch.randn(n, k, generator=generator, device=device).t()
-    factors = {dtype: (a32.to(dtype), b32.to(dtype)) for dtype in best}
-    end = time.perf_counter() + budget
-    for turn in range(MAX_TURNS):
-        for dtype, (a, b) in factors.items():
-            synchronize(device)
-            start = time.perf_counter()
-            torch.mm(a, b)
-            synchronize(device)
-            if turn > 0:  # the first turn sets up what later ones reuse
-                best[dtype] = min(best[dtype], time.perf_counter() - start)
-        if turn >= MIN_TURNS and time.perf_counter() > end:
-            break
+    products = {
+        dtype: partial(torch.mm, a32.to(dtype), b32.to(dtype))
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    best = race(products, device, turns=TURNS, budget=budget)
     return best[torch.float32] / best[torch.bfloat16]

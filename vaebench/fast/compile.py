@@ -1,25 +1,32 @@
 """The whole step as one compiled graph: forward, backward and Adam, with no break.
 
-Two settings of torch make it so. ``trace_autograd_ops`` lets the compiler trace
+Some settings of torch make it so. ``trace_autograd_ops`` lets the compiler trace
 ``torch.autograd.grad``, which it otherwise stops at. ``backward_pass_autocast = "off"`` keeps the
 backward pass out of the forward pass's autocast, as eager PyTorch does; by default the compiled
-backward inherits it, and its float32 products silently run in bfloat16.
+backward inherits it, and its float32 products silently run in bfloat16. ``fallback_random`` lets a
+model's own random numbers (dropout) be those that it draws eagerly.
 
 Compiled code depends on shapes and settings, not on which model it was made for: a second
 training of the same kind in one process compiles nothing.
 """
 
 import contextlib
+import dataclasses
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vaebench.fast.step import Step
+from vaebench.fast.admit import Verdict
+from vaebench.fast.draft import Draft, Offer
+from vaebench.fast.register import TECHNIQUES
+from vaebench.fast.step import Step, has_hooks
 from vaebench.system.toolchain import CompileError, broken_compiler, no_compiler
 
 # Every shape, batch size and precision is one more variant of the one step function; torch's own
@@ -39,19 +46,57 @@ class Call(NamedTuple):
 _calls: ContextVar[list[Call] | None] = ContextVar("calls", default=None)
 
 
+def offer(draft: Draft) -> Offer | str:
+    """Offer the step as one graph, with the techniques that are parts of it; see ``build``."""
+    if draft.whole or not draft.problem.steady:
+        return ""
+    if has_hooks(draft.optimizer.params):
+        return "a parameter's gradient has hooks, which a graph would not call; trained eagerly"
+    plain = dataclasses.replace(draft.plan, compiled=CompiledStep)
+    plan, notes = plain, []
+    actual: dict[str, Any] = {"compile": True}
+    for part in TECHNIQUES:
+        if part.kind == "part" and part.needs == "compile" and draft.asks(part.name):
+            with contextlib.suppress(CompileError):  # compiling the step will say so
+                changed = import_module(part.module).part(draft, plan)
+                if changed:
+                    plan, note = changed
+                    actual[part.name] = True
+                    notes += [note] if note else []
+
+    def said(verdict: Verdict) -> str:
+        return verdict.compiling(time.perf_counter() - draft.begun)
+
+    alone = Offer(draft.make(plain), plain, {"compile": True}, whole=True, said=said)
+    if plan is plain:
+        return alone
+    return Offer(draft.make(plan), plan, actual, whole=True, said=said, notes=notes, instead=alone)
+
+
 class CompiledStep:
     """A step function, compiled for batches of one size; others run eagerly.
 
     The other size is the short last batch: one step in an epoch's hundreds. Compiling a second
     graph for it takes as long as the first and would save about a millisecond an epoch.
+
+    Between two epochs anything may have been changed, by a callback or by the model's own code. So
+    :meth:`renew` is called as an epoch begins, and the next step checks every assumption that was
+    made when compiling, and compiles anew if one does not hold. What then cannot be compiled is
+    trained eagerly.
     """
 
     def __init__(self, step: Step, batch_size: int) -> None:
         self.eager = step
         self.batch_size = batch_size
         self.compiled: Step = torch.compile(step, fullgraph=True, dynamic=False, backend=_backend)
-        self.ready = False
+        self.ready = False  # compiled, and checked in this epoch
         self.direct: Step | None = None
+
+    @contextlib.contextmanager
+    def renew(self) -> Iterator[None]:
+        """Enter this as an epoch begins."""
+        self.ready, self.direct = False, None
+        yield
 
     def __call__(self, images: Tensor, index: Tensor, eps: Tensor, totals: Tensor) -> None:
         if len(index) != self.batch_size:
@@ -126,6 +171,7 @@ def _compiler_settings() -> Iterator[None]:
     # Imported here: they take longer than the rest of torch, and only compiling needs them.
     import torch._dynamo.config
     import torch._functorch.config
+    import torch._inductor.config
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
@@ -134,6 +180,7 @@ def _compiler_settings() -> Iterator[None]:
         for module, changes in (
             (torch._dynamo.config, {"trace_autograd_ops": True, "recompile_limit": MAX_VARIANTS}),
             (torch._functorch.config, {"backward_pass_autocast": "off"}),
+            (torch._inductor.config, {"fallback_random": True}),
         ):
             known = {name: value for name, value in changes.items() if hasattr(module, name)}
             stack.enter_context(module.patch(known))

@@ -1,8 +1,8 @@
 """The Bernoulli log-likelihood and its gradient in one pass over the logits.
 
 As a compiler fuses them they are two passes with an exponential each, and a logarithm per pixel.
-The kernel (``likelihood.cpp``) takes one exponential per pixel and one logarithm per image: that
-of a product. It is C++, built when it is first used; the CPU only.
+The kernel (``fused_likelihood.cpp``) takes one exponential per pixel and one logarithm per image:
+that of a product. It is C++, built when it is first used; the CPU only.
 """
 
 import dataclasses
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vaebench.fast.draft import Draft, Plan
+from vaebench.models.protocol import Gaussian, Output
 from vaebench.objective import Objective
 from vaebench.system.toolchain import load_kernels
 
@@ -21,31 +23,33 @@ from vaebench.system.toolchain import load_kernels
 class FusedObjective(Objective):
     """An Objective whose Bernoulli log-likelihood is the kernel's; x gets no gradient."""
 
-    def log_likelihood(self, output: Tensor, x: Tensor) -> Tensor:
+    def log_likelihood(self, output: Output, x: Tensor) -> Tensor:
         """Log p(x|z), (B,), from the decoder's output and the images, B times D numbers each."""
-        if self.likelihood != "bernoulli" or output.dtype == torch.float64:
+        if isinstance(output, Gaussian) or output.dtype == torch.float64:
             return super().log_likelihood(output, x)
         logits, pixels = output.float().flatten(1), x.float().flatten(1)
         recon: Tensor = torch.ops.vaebench.bernoulli(logits, pixels)[0]
         return recon
 
 
-def with_fused_likelihood(objective: Objective, device: torch.device) -> Objective:
-    """Give the objective with the kernel in it, or as it is where the kernel does not apply.
+def part(draft: Draft, plan: Plan) -> tuple[Plan, None] | None:
+    """Put the kernel into the objective; None where it does not apply.
 
     Raises:
         vaebench.system.toolchain.CompileError: the kernel cannot be built.
     """
-    if objective.likelihood != "bernoulli" or device.type != "cpu":
-        return objective
+    objective = plan.objective
+    if objective.likelihood != "bernoulli":
+        return None
     _kernel()
-    return FusedObjective(**dataclasses.asdict(objective))
+    fused = FusedObjective(**dataclasses.asdict(objective))
+    return dataclasses.replace(plan, objective=fused), None
 
 
 @cache
 def _kernel() -> Any:
-    """Load likelihood.cpp."""
-    library = load_kernels("vectors.h", "bernoulli.h", "likelihood.cpp")
+    """Load fused_likelihood.cpp."""
+    library = load_kernels("vectors.h", "bernoulli.h", "fused_likelihood.cpp")
     library.vaebench_bernoulli.argtypes = [c_long] * 2 + [c_void_p] * 4
     return library
 

@@ -11,21 +11,28 @@ factors and add up in float32, where the processor has instructions for it (AVX-
 It is C++, built in seconds when it is first used; the CPU only.
 """
 
+import math
+import time
 from ctypes import POINTER, Structure, byref, c_double, c_long, c_void_p
 from functools import cache
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from vaebench.engine import Sums
-from vaebench.fast.step import Moments, Step, StepEngine
-from vaebench.models.mlp import ACTIVATIONS, VAE
+from vaebench.fast.admit import Verdict
+from vaebench.fast.draft import Draft, Offer
+from vaebench.fast.kernels.nonzero import dark
+from vaebench.fast.layout import COLUMNS, LaidOut
+from vaebench.fast.step import Moments, Optimizer, Step, StepEngine, has_hooks
+from vaebench.models.mlp import VAE
 from vaebench.models.protocol import is_altered
-from vaebench.objective import Objective
+from vaebench.problem import Problem
 from vaebench.system.toolchain import CompileError, load_kernels
 
-SOURCES = ("vectors.h", "numbers.h", "halves.h", "sparse.h", "bernoulli.h", "tiles.h", "native.cpp")
+SOURCES = ("vectors.h", "numbers.h", "bf16.h", "sparse.h", "bernoulli.h", "tiles.h", "native.cpp")
 # As the kernel numbers them.
 _ACTIVATIONS = {nn.ReLU: 0, nn.Tanh: 1, nn.LeakyReLU: 2}
 _LIKELIHOODS = {"bernoulli": 0, "gaussian": 1}
@@ -60,8 +67,8 @@ class _Net(Structure):
     _fields_ = (
         *((name, c_long) for name in ("pixels", "latent", "encoders", "decoders")),
         ("layers", POINTER(_Layer)),
-        *((name, c_long) for name in ("activation", "likelihood", "sparse", "halves")),
-        *((name, c_double) for name in ("leak", "sigma", "beta", "adam_eps")),
+        *((name, c_long) for name in ("activation", "likelihood", "sparse", "bf16")),
+        *((name, c_double) for name in ("negative_slope", "sigma", "beta", "adam_eps")),
         ("step", c_void_p),
         ("lr", c_void_p),
     )
@@ -71,48 +78,109 @@ class _Net(Structure):
 def _kernel() -> Any:
     """Load native.cpp."""
     library = load_kernels(*SOURCES)
-    library.vaebench_native_halves.restype = c_long
-    library.vaebench_native_space.argtypes = [c_void_p, c_long]
-    library.vaebench_native_space.restype = c_long
+    library.vaebench_native_bf16.restype = c_long
+    library.vaebench_native_workspace.argtypes = [c_void_p, c_long]
+    library.vaebench_native_workspace.restype = c_long
     pointers, counts = [c_void_p] * 2, [c_long] * 3
     library.vaebench_native_steps.argtypes = [*pointers, *counts, *[c_void_p] * 4, c_long]
     return library
 
 
-def takes_halves() -> bool:
+def supports_bf16() -> bool:
     """Whether the kernel can be built here, and multiplies bfloat16."""
     try:
-        return bool(_kernel().vaebench_native_halves())
+        return bool(_kernel().vaebench_native_bf16())
     except CompileError:
         return False  # building the engine will say so
 
 
-def takes(model: nn.Module, images: Tensor, objective: Objective) -> bool:
-    """Whether the kernel can train this: on the CPU, an untouched VAE of this package's own.
+def offer(draft: Draft) -> Offer | str:
+    """Offer the kernel for what it supports; see :mod:`vaebench.fast.build`."""
+    problem, optimizer = draft.problem, draft.optimizer
+    if draft.whole or not draft.asks("compile") or type(problem.model) is not VAE:
+        return ""
+    reason = unsupported(problem, optimizer) or _elsewhere(draft)
+    if reason:
+        return f"the kernel does not know {reason}; the step is compiled as any other's"
+    bf16 = draft.plan.autocast is not None
+    if bf16 and not supports_bf16():
+        return ""
+    note = dark(problem.images) if draft.asks("sparse") else None
+    engine = NativeEngine(problem, draft.engine.step, optimizer, sparse=bool(note), bf16=bf16)
 
-    The objective must be the ELBO of one z per image. Every parameter must be trained, as float32;
-    images are uint8 or float32.
+    def said(verdict: Verdict) -> str:
+        return verdict.compiling(time.perf_counter() - draft.begun)
+
+    actual = {"compile": True, "native": True, **({"sparse": True} if note else {})}
+    notes = [note] if note else []
+    return Offer(engine, actual=actual, whole=True, said=said, notes=notes)
+
+
+def _elsewhere(draft: Draft) -> str | None:
+    """Why the kernel does not train here, if so."""
+    if draft.group:
+        return "several processes"
+    return None if draft.problem.resident else "streamed images"
+
+
+def unsupported(problem: Problem, optimizer: Optimizer) -> str | None:
+    """Name what of a problem with a :class:`~vaebench.VAE` the kernel does not know, if anything.
+
+    It knows the VAE as this package makes it, layer for layer, on the CPU; the ELBO of one z per
+    image; Adam of all parameters, as float32; images of uint8 or float32.
     """
-    if images.device.type != "cpu" or images.dtype not in (torch.uint8, torch.float32):
+    model, objective = problem.model, problem.objective
+    if problem.adapted or problem.labels is not None:
+        return "models with adapters or labels"
+    if objective.bound != "vae" or objective.samples != 1:
+        return "objectives of several samples"
+    if problem.device.type != "cpu" or problem.images.dtype not in (torch.uint8, torch.float32):
+        return "such images"
+    assert isinstance(model, VAE)
+    if any(is_altered(module) for module in model.modules()):
+        return "modules with hooks or methods of their own"
+    if not _is_as_made(model):
+        return "layers other than the VAE was made with"
+    params = list(model.parameters())
+    plain = all(p.dtype == torch.float32 and p.is_contiguous() for p in params)
+    if not plain or {id(p) for p in params} != {id(p) for p in optimizer.params}:
+        return "parameters that are frozen, or not plain float32"
+    if has_hooks(params) or not getattr(optimizer, "even", False):
+        return "hooks on gradients, or parameters updated more often than others"
+    return None
+
+
+def _is_as_made(model: VAE) -> bool:
+    """Whether a VAE has the layers, and each the settings, that its constructor gives it."""
+    for part in (model.encoder, model.decoder):
+        kinds = [type(layer) for layer in part]
+        if type(part) is not nn.Sequential or len(part) % 2 or not len(part):
+            return False
+        if kinds[::2] != [nn.Linear] * (len(part) // 2) or kinds[1] not in _ACTIVATIONS:
+            return False
+        if any(_settings(layer) != _settings(model.encoder[1]) for layer in part[1::2]):
+            return False
+    layers = layers_of(model)
+    linear = layers.in_order()
+    if any(type(layer) is not nn.Linear or layer.bias is None for layer in linear):
         return False
-    if type(model) is not VAE or objective.bound != "vae" or objective.samples != 1:
-        return False
-    layers = [layer for layer in model.modules() if layer is not model]
-    plain = {VAE, nn.Sequential, nn.Linear, *ACTIVATIONS.values()}
-    if any(type(layer) not in plain or is_altered(layer) for layer in [model, *layers]):
-        return False
-    known = layers_of(model)
-    fits = all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
-    whole = len(list(model.parameters())) == 2 * len(known.in_order())
-    return fits and whole and len(known.encoder) + len(known.decoder) <= MOST_HIDDEN
+    hidden = [layer.out_features for layer in layers.encoder]
+    pixels, latent = math.prod(model.image_shape), model.latent_dim
+    widths = [pixels, *hidden]
+    made = [*pairwise(widths), (widths[-1], latent), (widths[-1], latent)]
+    made += [*pairwise([latent, *reversed(hidden)]), (widths[1], pixels)]
+    real = [tuple(reversed(layer.weight.shape)) for layer in linear]
+    whole = len(list(model.parameters())) == 2 * len(linear)  # none is shared, none is added
+    return real == made and whole and len(hidden) * 2 <= MOST_HIDDEN
+
+
+def _settings(activation: nn.Module) -> tuple[type, float]:
+    return type(activation), getattr(activation, "negative_slope", 0.0)
 
 
 def layers_of(model: VAE) -> Layers:
     """Find the linear layers."""
-    inner = [
-        [layer for layer in part if isinstance(layer, nn.Linear)]
-        for part in (model.encoder, model.decoder)
-    ]
+    inner = [cast(list[nn.Linear], list(part)[::2]) for part in (model.encoder, model.decoder)]
     return Layers(inner[0], model.mu, model.logvar, inner[1], model.output)
 
 
@@ -120,38 +188,30 @@ class NativeEngine(StepEngine):
     """Trains by the kernel; see :class:`vaebench.engine.Engine`.
 
     Args:
-        objective: what is maximised.
-        sparse: whether the first layer leaves out dark pixels. Its weight must then be laid out by
-            columns, and Adam's moments alike.
-        halves: whether the output layer multiplies bfloat16; see :func:`takes_halves`.
-        model: one that the kernel :func:`takes`, with ``images`` and ``objective``.
-        images: (N, ...) uint8 or float32.
+        problem: one that is not :func:`unsupported`.
         step: the plain twin.
         optimizer: Adam's state of all of the model's parameters.
-        words: as of :class:`~vaebench.fast.step.StepEngine`.
+        sparse: whether the first layer leaves out dark pixels.
+        bf16: whether the output layer multiplies bfloat16; see :func:`supports_bf16`.
 
     Raises:
         vaebench.system.toolchain.CompileError: the kernel cannot be built.
     """
 
     def __init__(
-        self,
-        objective: Objective,
-        sparse: bool,
-        halves: bool,
-        model: VAE,
-        images: Tensor,
-        step: Step,
-        optimizer: Any,
-        *words: Any,
+        self, problem: Problem, step: Step, optimizer: Any, *, sparse: bool, bf16: bool
     ) -> None:
-        super().__init__(model, images.contiguous(), step, optimizer, *words)
-        self.objective, self.sparse, self.halves = objective, sparse, halves
+        model = cast(VAE, problem.model)
         self.layers = layers_of(model)
+        weight = self.layers.encoder[0].weight
+        columns = [LaidOut(optimizer.belonging_to(weight), COLUMNS)] if sparse else []
+        super().__init__(problem, step, optimizer, columns)
+        self.images = self.images.contiguous()
+        self.objective, self.sparse, self.bf16 = problem.objective, sparse, bf16
         self.activation = model.encoder[1]
-        floats = _kernel().vaebench_native_space(byref(self._net()), self.batch_size)
-        space = torch.zeros(floats + ALIGNMENT // 4)
-        self.space = space[-space.data_ptr() % ALIGNMENT // 4 :]
+        floats = _kernel().vaebench_native_workspace(byref(self._net()), self.batch_size)
+        workspace = torch.zeros(floats + ALIGNMENT // 4)
+        self.workspace = workspace[-workspace.data_ptr() % ALIGNMENT // 4 :]
 
     def _net(self) -> _Net:
         """Describe the model as it is now: tensors may have been given other memory."""
@@ -168,7 +228,7 @@ class NativeEngine(StepEngine):
         described = (_Layer * len(layers))(
             *(_Layer(layer.in_features, layer.out_features, *addresses(layer)) for layer in layers)
         )
-        aim = self.objective
+        objective = self.objective
         return _Net(
             self.layers.encoder[0].in_features,
             self.latent_dim,
@@ -176,18 +236,18 @@ class NativeEngine(StepEngine):
             len(self.layers.decoder),
             described,
             _ACTIVATIONS[type(self.activation)],
-            _LIKELIHOODS[aim.likelihood],
+            _LIKELIHOODS[objective.likelihood],
             self.sparse,
-            self.halves,
+            self.bf16,
             getattr(self.activation, "negative_slope", 0.0),
-            aim.sigma,
-            aim.beta,
+            objective.sigma,
+            objective.beta,
             state.eps,
             state.step.data_ptr(),
             state.lr.data_ptr(),
         )
 
-    def epoch(self, order: Tensor, noise: Tensor) -> Sums:
+    def run(self, order: Tensor, noise: Tensor) -> Sums:
         """Train on the images at ``order``; see :meth:`vaebench.engine.Engine.epoch`."""
         totals = torch.zeros(2, dtype=torch.float64)
         order, noise = order.contiguous(), noise.contiguous()
@@ -198,7 +258,7 @@ class NativeEngine(StepEngine):
             raise ValueError(f"noise must be float32 of {len(order)} x {self.latent_dim}")
         _kernel().vaebench_native_steps(
             byref(self._net()),
-            self.space.data_ptr(),
+            self.workspace.data_ptr(),
             self.batch_size,
             len(order),
             self.images.element_size(),

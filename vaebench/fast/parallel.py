@@ -7,7 +7,8 @@ number in it counts them. So batches need not divide evenly, and a process may h
 short last batch.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -54,17 +55,19 @@ class ParallelEngine(StepEngine):
         super().__init__(*args)
         self.group = group
 
-    def warm_up(self) -> None:
-        """As alone, without a word to the others: compiling takes each its own time."""
-        self.group.silent = True
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """As alone, without a word to the others: trying out takes each its own time."""
+        before, self.group.silent = self.group.silent, True
         try:
-            super().warm_up()
+            with super().unchanged():
+                yield
         finally:
-            self.group.silent = False
+            self.group.silent = before
 
-    def epoch(self, order: Tensor, noise: Tensor) -> Sums:
+    def run(self, order: Tensor, noise: Tensor) -> Sums:
         """Train on this process's parts of the batches; give the sums over all parts."""
-        own = super().epoch(order, noise)
+        own = super().run(order, noise)
         totals = torch.stack((own.recon, own.kl))
         self.group.add_up(totals)
         return Sums(totals[0], totals[1], own.images)

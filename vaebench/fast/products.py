@@ -19,40 +19,38 @@ before, and compute batch norm anew for every tap.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vaebench.fast.draft import Draft, Offer
+from vaebench.fast.layout import CHANNELS_LAST, LaidOut
+
 # Output positions of one image. Beyond, gathered rows no longer fit a cache.
 LARGEST_GRID = 32 * 32
 # A convolution multiplies first if it has fewer output channels than this share of its inputs.
 NARROW = 1 / 4
 
-Step = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 
-
-def lay_out(model: nn.Module) -> int:
-    """Lay the weights of the convolutions that suit channels last, in place; count them."""
-    found = _suited(model)
+def offer(draft: Draft) -> Offer | str:
+    """Offer the step with the model's convolutions as products."""
+    # Under autocast a library's own convolutions are the faster or finer ones.
+    found = _suited(draft.problem.model)
+    if not found or draft.plan.autocast:
+        return ""
+    trained = set(map(id, draft.optimizer.params))
+    plan = draft.plan
     for module in found:
-        module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
-    return len(found)
-
-
-def with_products(step: Step, model: nn.Module) -> Step:
-    """Run ``step`` with the model's suited convolutions as products; the model stays as it is."""
-    found = _suited(model)
-    if not found:
-        return step
-
-    def run(images: Tensor, index: Tensor, eps: Tensor, totals: Tensor) -> None:
-        with _changed(found):
-            step(images, index, eps, totals)
-
-    return run
+        if id(module.weight) in trained:
+            tensors = draft.optimizer.belonging_to(module.weight)
+            plan = plan.within(LaidOut(tensors, CHANNELS_LAST))
+    plan = plan.within(partial(_changed, found))
+    notes = [f"--products: {len(found)} convolutions as matrix products"]
+    return Offer(draft.make(plan), plan, actual={"products": True}, notes=notes)
 
 
 def _suited(model: nn.Module) -> list[Any]:

@@ -20,7 +20,9 @@ class Technique:
         help: what it does, in a line.
         devices: kinds of device on which it can do anything.
         default: the value of its field; False or None: it must be asked for.
-        needs: the technique that it is a part of, and does nothing without.
+        needs: the technique that it does nothing without.
+        kind: ``"engine"``: it makes an engine of the one below; ``"part"``: a change of the step
+            that is tried within the technique it needs; ``"thread"``: a setting of threads.
         option: further keyword arguments of the command line's option, if it is no plain switch.
     """
 
@@ -29,12 +31,24 @@ class Technique:
     devices: tuple[str, ...] = ("cpu", "cuda")
     default: bool | None = True
     needs: str | None = None
+    kind: str = "engine"
     option: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def module(self) -> str:
         """Where it lives."""
         return f"vaebench.fast.{self.name}"
+
+    @property
+    def flag(self) -> str:
+        """Its switch."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def where(self) -> str:
+        """On which devices, and with what, in words that follow ``help``."""
+        only = f"; on {self.devices[0].upper().replace('CPU', 'the CPU')}"
+        return (f"; with --{self.needs}" if self.needs else "") + only * (len(self.devices) == 1)
 
 
 CPU, CUDA = ("cpu",), ("cuda",)
@@ -43,15 +57,15 @@ _AMP = {"nargs": "?", "const": "auto", "metavar": "auto|bf16"}
 
 # fmt: off
 TECHNIQUES = (
-    Technique("flush_denormal", "treat denormal numbers as zero", CPU),
+    Technique("flush_denormal", "treat denormal numbers as zero", CPU, kind="thread"),
     Technique("tf32", "float32 products with factors of 10 bits; faster, not equal to float32", CUDA, default=False),
     Technique("amp", "autocast: auto (the default of the bare flag) uses bf16 where this device gains from it by measurement; bf16 forces it", default=None, option=_AMP),
     Technique("products", "compute small convolutions as matrix products, where that pays", CPU),
     Technique("persistent", "train the fully connected network by one Triton kernel that goes through many steps", CUDA, default=False),
     Technique("triton", "train the fully connected network by five Triton kernels a step", CUDA, default=False),
     Technique("native", "compile the fully connected network by a kernel written for it", CPU, needs="compile"),
-    Technique("sparse", "let the first layer leave out dark pixels where they are many", CPU, needs="compile"),
-    Technique("fused_likelihood", "compute a Bernoulli likelihood and its gradient in one pass", CPU, needs="compile"),
+    Technique("sparse", "let the first layer leave out dark pixels where they are many", CPU, needs="compile", kind="part"),
+    Technique("fused_likelihood", "compute a Bernoulli likelihood and its gradient in one pass", CPU, needs="compile", kind="part"),
     Technique("compile", "compile the whole training step into one graph", default=False),
     Technique("graph", "replay many steps at once from a CUDA graph, where that is measured to pay", CUDA),
 )

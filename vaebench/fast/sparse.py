@@ -6,124 +6,90 @@ ones but for the order of their terms. The kernel is C++ (``sparse.h``, ``sparse
 when it is first used; the CPU only.
 """
 
-import copy
+import contextlib
+from collections.abc import Iterator
 from ctypes import c_long, c_void_p
-from functools import cache
-from typing import Any, cast
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vaebench.models.protocol import as_vae
+from vaebench.fast.draft import Draft, Plan
+from vaebench.fast.kernels.nonzero import GROUP, dark
+from vaebench.fast.layout import COLUMNS, LaidOut
+from vaebench.models.protocol import is_altered
+from vaebench.models.snapshot import untouched
+from vaebench.problem import Problem
 from vaebench.system.toolchain import load_kernels
 
-# As in sparse.h: neighbouring pixels that are kept or left out together, images in a block.
-GROUP, ROWS = 2, 128
+ROWS = 128  # images in a block, as in sparse.h
 # A list's size in floats: its values, its row numbers of a byte each, its count.
 LIST_FLOATS = ROWS * GROUP + ROWS // 4 + 1
-# Share of groups with any light in them from which dense products may be as fast.
-WORTHWHILE = 0.5
-# Images looked at to find that share.
-SAMPLE = 1024
 
 
-class SparseLinear(nn.Module):
-    """A linear layer that skips the zeros of its input; with another layer's parameters.
+def part(draft: Draft, plan: Plan) -> tuple[Plan, str] | None:
+    """Let the first layer skip dark pixels; None if no layer takes them as they are, or few are.
 
-    The weight (H, D) is laid out by columns from here on: a pixel's weights lie side by side.
+    The layer is of another class, and its weight laid out by columns, while it trains.
+
+    Raises:
+        vaebench.toolchain.CompileError: the kernel cannot be built.
     """
+    problem = draft.problem
+    if plan.autocast or not problem.resident:
+        return None
+    note, layer = dark(problem.images), input_layer(problem)
+    if layer is None or note is None:
+        return None
+    _kernel()
+    columns = LaidOut(draft.optimizer.belonging_to(layer.weight), COLUMNS)
+    return plan.within(columns).within(partial(_as_sparse, layer)), note
 
-    def __init__(self, dense: nn.Linear) -> None:
-        super().__init__()
-        self.weight, self.bias = dense.weight, dense.bias
-        lay_out_by_columns(dense)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Give x W^T + b, (B, H), for x (B, D), which gets no gradient."""
-        out: Tensor = torch.ops.vaebench.sparse_pairs(x, self.weight, self.bias)[0]
+class SparseLinear(nn.Linear):
+    """A linear layer that skips the zeros of its input, which gets no gradient."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Give x W^T + b, (B, H), for x (B, D)."""
+        out: Tensor = torch.ops.vaebench.sparse_pairs(input, self.weight, self.bias)[0]
         return out
 
 
-def lay_out_by_columns(layer: nn.Linear) -> None:
-    """Let a pixel's weights lie side by side, as the kernels read them."""
-    layer.weight.data = layer.weight.data.t().contiguous().t()
-
-
-def darkness(images: Tensor) -> str | None:
-    """Say in a line that leaving out dark pixels of images (N, ...) pays; None if it does not."""
-    share = lit_share(images)
-    if share > WORTHWHILE:
-        return None
-    return f"the first layer leaves out dark pixels: {share:.0%} of the images' are lit, in twos"
-
-
-def with_sparse_input(model: nn.Module, images: Tensor, x: Tensor) -> tuple[nn.Module, str | None]:
-    """Give a model whose first layer skips dark pixels, and a line that says so.
-
-    Args:
-        model: stays as it is, but for the memory layout of one weight. The model given back
-            shares its parameters and buffers.
-        images: (N, ...) that it will be trained on.
-        x: (B, ...) float32, a few of them as the model takes them.
-
-    Returns:
-        The model itself and None if no float32 linear layer takes the pixels as they are, or too
-        few of them are zero.
-
-    Raises:
-        vaebench.system.toolchain.CompileError: the kernel cannot be built.
-    """
-    if images.device.type != "cpu":
-        return model, None
-    note, name = darkness(images), input_layer(model, x)
-    if name is None or note is None:
-        return model, None
-    _kernel()
-    tensors = [*model.parameters(), *model.buffers()]
-    twin = copy.deepcopy(model, {id(t): t for t in tensors})
-    parent, _, own_name = name.rpartition(".")
-    dense = cast(nn.Linear, model.get_submodule(name))
-    setattr(twin.get_submodule(parent), own_name, SparseLinear(dense))
-    return twin, note
-
-
-def lit_share(images: Tensor) -> float:
-    """Find the share of groups of GROUP neighbouring pixels that are not all zero."""
-    pixels = images[:: max(1, len(images) // SAMPLE)].flatten(1)
-    whole = pixels.shape[1] // GROUP * GROUP
-    if whole == 0:
-        return 1.0
-    groups = pixels[:, :whole].unflatten(1, (-1, GROUP))
-    return float(groups.ne(0).any(2).float().mean())
+@contextlib.contextmanager
+def _as_sparse(layer: nn.Linear) -> Iterator[None]:
+    """Give a layer the forward pass above, by changing its class, while this lasts."""
+    layer.__class__ = SparseLinear
+    try:
+        yield
+    finally:
+        layer.__class__ = nn.Linear
 
 
 @torch.no_grad()
-def input_layer(model: nn.Module, x: Tensor) -> str | None:
-    """Name the linear layer that ``encode`` gives the images x (B, ...) as they are, if any."""
-    found: list[str] = []
-    hooks = []
+def input_layer(problem: Problem) -> nn.Linear | None:
+    """Find the linear layer that ``encode`` gives the images as they are, if any, and only them."""
+    x = problem.sample_batch
+    found: list[nn.Linear] = []
+    calls: dict[nn.Module, int] = {}
 
-    def look(name: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            fed = inputs[0]
-            if fed.dim() == 2 and fed.data_ptr() == x.data_ptr() and fed.numel() == x.numel():
-                found.append(name)
+    def look(layer: Any, inputs: tuple[Tensor, ...]) -> None:
+        calls[layer] = calls.get(layer, 0) + 1
+        fed = inputs[0]
+        if fed.dim() == 2 and fed.data_ptr() == x.data_ptr() and fed.numel() == x.numel():
+            found.append(layer)
 
-        return hook
-
-    for name, layer in model.named_modules():
-        plain = type(layer) is nn.Linear and layer.bias is not None
-        if plain and name and layer.weight.dtype == torch.float32:
-            hooks.append(layer.register_forward_pre_hook(look(name)))
-    was_training = model.training
-    model.eval()
-    try:
-        as_vae(model).encode(x)
-    finally:
-        model.train(was_training)
-        for hook in hooks:
-            hook.remove()
-    return found[0] if len(found) == 1 else None
+    with untouched(problem.model):
+        for layer in problem.model.modules():
+            plain = type(layer) is nn.Linear and layer.bias is not None and not is_altered(layer)
+            trained = plain and any(layer.weight is p for p in problem.params)
+            if trained and layer.weight.dtype == torch.float32:
+                layer.register_forward_pre_hook(look)
+        problem.model.eval()
+        y = () if problem.labels is None else (problem.labels[: len(x)],)
+        mu, _ = problem.vae.encode(x, *y)
+        problem.vae.decode(mu, *y)
+    return found[0] if len(found) == 1 and calls[found[0]] == 1 else None
 
 
 @cache

@@ -5,21 +5,31 @@ a function can be run eagerly, compiled into one graph, or captured.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from vaebench.data.images import gather
 from vaebench.engine import Sums, copy_state
-from vaebench.models.protocol import as_vae
+from vaebench.models.protocol import EncoderDecoder
+from vaebench.models.snapshot import untouched
 from vaebench.objective import Objective, loss_terms
+from vaebench.problem import Problem
 
 # (images, index (B,) int64, eps (B, Z) or (B, k, Z), totals (2,) float64): trains one step on the
 # images at index and adds the sums of recon and kl, in nats, to totals.
 Step = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+# Gives what is entered while an engine trains.
+Context = Callable[[], AbstractContextManager[object]]
 # (gradients of the mean loss over some images, their number): the gradients to update by.
 Exchange = Callable[[tuple[Tensor, ...], int], tuple[Tensor, ...]]
+
+
+# Full batches that an engine is verified on.
+TRIAL_BATCHES = 4
 
 
 def alone(grads: tuple[Tensor, ...], images: int) -> tuple[Tensor, ...]:
@@ -38,6 +48,12 @@ class Optimizer(Protocol):
     def lr(self) -> Tensor:
         """The learning rate, read from the device at every step."""
 
+    def following(self, params: list[Tensor]) -> "Optimizer":
+        """Go on with these parameters: what is remembered of each goes with it."""
+
+    def belonging_to(self, param: Tensor) -> list[Tensor]:
+        """A parameter, and what is remembered of it in its shape."""
+
     def tensors(self) -> list[Tensor]:
         """All that an update changes."""
 
@@ -54,32 +70,52 @@ class Moments(Protocol):
     params: list[Tensor]
     m: list[Tensor]
     v: list[Tensor]
-    step: Tensor
     lr: Tensor
     eps: float
 
+    @property
+    def step(self) -> Tensor:
+        """The count of updates."""
+
+    @property
+    def even(self) -> bool:
+        """Whether all parameters share one count."""
+
 
 def make_step(
-    model: nn.Module,
+    vae: EncoderDecoder,
     objective: Objective,
     optimizer: Optimizer,
-    gather: Callable[[Tensor, Tensor], Tensor],
-    autocast: torch.dtype | None,
+    autocast: torch.dtype | None = None,
+    *,
+    labels: Tensor | None = None,
     exchange: Exchange = alone,
 ) -> Step:
-    """Build the step function. ``autocast`` is the dtype for matrix products, None for float32."""
-    vae = as_vae(model)
+    """Build the step function.
+
+    Args:
+        vae: encodes and decodes; its parameters are the optimiser's.
+        objective: what is maximised.
+        optimizer: updates.
+        autocast: the dtype for matrix products, None for float32.
+        labels: (N, ...) to be handed to the model, at the same index as the images.
+        exchange: between backward pass and update, in several processes.
+    """
     device_type = optimizer.params[0].device.type
+    hooked = [p for p in optimizer.params if getattr(p, "_post_accumulate_grad_hooks", None)]
 
     def step(images: Tensor, index: Tensor, eps: Tensor, totals: Tensor) -> None:
         x = gather(images, index)
+        y = () if labels is None else (labels.index_select(0, index),)
         # No weight cache: inside a captured graph it would outlive the update of the weights,
         # and a step uses each weight once.
         with torch.autocast(
             device_type, dtype=autocast, enabled=autocast is not None, cache_enabled=False
         ):
-            loss, recon, kl = loss_terms(vae, objective, x, eps)
+            loss, recon, kl = loss_terms(vae, objective, x, eps, *y)
         grads = torch.autograd.grad(loss, optimizer.params)
+        if hooked:
+            grads = _after_hooks(optimizer.params, grads)
         # Before the update: a compiled sum may read a bias only here; it must not have moved on.
         totals += torch.stack((recon.detach().sum(), kl.detach().sum()))
         optimizer.update(exchange(grads, len(index)))
@@ -87,37 +123,50 @@ def make_step(
     return step
 
 
+def has_hooks(params: Sequence[Tensor]) -> bool:
+    """Whether anybody is to be called for a parameter's gradient."""
+    names = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    return any(getattr(p, name, None) for p in params for name in names)
+
+
+def _after_hooks(params: list[Tensor], grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Run hooks that expect a parameter's gradient in its ``grad``, where backward() puts it."""
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad
+        for hook in tuple((getattr(param, "_post_accumulate_grad_hooks", None) or {}).values()):
+            hook(param)
+    left = tuple(torch.zeros_like(p) if p.grad is None else p.grad for p in params)
+    for param in params:
+        param.grad = None
+    return left
+
+
 class StepEngine:
     """Runs a step function over an epoch; see :class:`vaebench.engine.Engine`.
 
     Args:
-        model: trained in place.
-        images: (N, ...) resident on the device.
+        problem: what is trained on what.
         step: from :func:`make_step`, as it is or compiled.
         optimizer: the state that ``step`` updates.
-        batch_size: images per step.
-        latent_dim: Z.
-        samples: z drawn per image.
+        contexts: entered while it trains, innermost last; each a function that gives one.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        images: Tensor,
+        problem: Problem,
         step: Step,
         optimizer: Optimizer,
-        batch_size: int,
-        latent_dim: int,
-        samples: int = 1,
+        contexts: Sequence[Context] = (),
     ) -> None:
-        self.model = model
-        self.images = images
+        self.problem, self.model = problem, problem.model
+        self.images = problem.images
         self.step = step
         self.optimizer = optimizer
-        self.batch_size = batch_size
-        self.latent_dim = latent_dim
-        self.samples = samples
-        self.device = images.device
+        self.contexts, self.entered = tuple(contexts), False
+        self.batch_size = problem.batch_size
+        self.latent_dim = problem.latent_dim
+        self.samples = problem.objective.samples
+        self.device = problem.device
 
     @property
     def steps_at_once(self) -> int:
@@ -128,12 +177,24 @@ class StepEngine:
         """Use this learning rate from the next step on."""
         self.optimizer.lr.fill_(lr)
 
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """See :meth:`vaebench.engine.Engine.training`; entered within itself, it does nothing."""
+        if self.entered:
+            yield
+            return
+        with contextlib.ExitStack() as stack:
+            for context in self.contexts:
+                stack.enter_context(context())
+            self.model.train()
+            self.entered = True
+            stack.callback(setattr, self, "entered", False)
+            yield
+
     def warm_up(self) -> None:
         """Run a step of each size an epoch has; leave no trace."""
-        n = len(self.images)
-        sizes = {min(self.batch_size, n), n % self.batch_size} - {0}
-        with self.unchanged():
-            for size in sorted(sizes, reverse=True):
+        with self.unchanged(), self.training():
+            for size in self.problem.batch_sizes:
                 self.epoch(torch.arange(size, device=self.device), self.no_noise(size))
 
     def no_noise(self, images: int) -> Tensor:
@@ -143,19 +204,30 @@ class StepEngine:
 
     @contextlib.contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Put every tensor that training changes back at the end, in place."""
-        state = [*self.optimizer.tensors(), *self.model.buffers()]
+        """Put everything that training changes back at the end, in place."""
+        state = self.optimizer.tensors()
         before = [t.detach().clone() for t in state]
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for tensor, value in zip(state, before, strict=True):
-                    tensor.copy_(value)
+        with untouched(self.model):
+            try:
+                yield
+            finally:
+                with torch.no_grad():
+                    for tensor, value in zip(state, before, strict=True):
+                        tensor.copy_(value)
+
+    @property
+    def trial_sizes(self) -> list[int]:
+        """Numbers of images that, handed over one after the other, show all that it does."""
+        full, *short = self.problem.batch_sizes
+        return [TRIAL_BATCHES * full, *short]
 
     def epoch(self, order: Tensor, noise: Tensor) -> Sums:
         """Train on the images at ``order``; see :meth:`vaebench.engine.Engine.epoch`."""
-        self.model.train()
+        with self.training():
+            return self.run(order, noise)
+
+    def run(self, order: Tensor, noise: Tensor) -> Sums:
+        """Do what :meth:`epoch` does, within :meth:`training`."""
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
         for index, eps in zip(
             order.split(self.batch_size), noise.split(self.batch_size), strict=True

@@ -1,16 +1,18 @@
 """TF32: float32 products whose factors keep 10 bits of their 23, at several times the speed.
 
 Not float32 by this package's rule of equality, so it is used only where it is asked for; and
-torch's switches for it, which are the whole process's, are on during the steps alone. That for
+torch's switches for it, which are the whole process's, are on while it trains alone. That for
 convolutions torch has on by default: it is off during all other steps. A graph recorded from a
 step keeps the kernels that were chosen then.
 """
 
-import torch
-from torch import Tensor
+import contextlib
+from collections.abc import Iterator
 
-from vaebench.fast.step import Step
-from vaebench.system.device import full_float32
+import torch
+
+from vaebench.fast.admit import ROUNDED
+from vaebench.fast.draft import Draft, Offer
 
 
 def applies(device: torch.device) -> bool:
@@ -18,20 +20,22 @@ def applies(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def with_tf32(step: Step) -> Step:
-    """Give the step with TF32 switched on around it, forward and backward."""
-
-    def tf32_step(images: Tensor, index: Tensor, eps: Tensor, totals: Tensor) -> None:
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high")
-        try:
-            step(images, index, eps, totals)
-        finally:
-            torch.set_float32_matmul_precision(before)
-
-    return tf32_step
+def offer(draft: Draft) -> Offer | str:
+    """Offer the plain step with such products: they are asked for by name, and not raced."""
+    if not applies(draft.problem.device):
+        return f"{draft.problem.device} has no such products; trained in float32"
+    plan = draft.plan.within(tf32_products)
+    draft.actual["tf32"] = True  # what is made from here on is compared as such
+    engine = draft.make(plan)
+    return Offer(engine, plan, actual={"tf32": True}, race=None, tolerance=ROUNDED)
 
 
-def without_tf32(step: Step) -> Step:
-    """Give the step with convolutions in float32, as its products are."""
-    return full_float32()(step)
+@contextlib.contextmanager
+def tf32_products() -> Iterator[None]:
+    """Switch TF32 on in the block, forward and backward."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

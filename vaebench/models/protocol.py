@@ -1,6 +1,11 @@
 """What the trainer needs of a model, and whether one has it."""
 
-from typing import Protocol, cast
+import contextlib
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,19 +16,41 @@ from vaebench.errors import InputError
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
+# Whose frames say nothing about a model's own code.
+_TORCH = str(Path(torch.__file__).parent) + os.sep
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
+_PYTHON = str(Path(os.__file__).parent) + os.sep
+
+
+class Gaussian(NamedTuple):
+    """A decoder's output under a Gaussian likelihood whose variance it gives itself.
+
+    ``mean`` and ``logvar`` hold one number per pixel each, in any shape of B times D numbers.
+    """
+
+    mean: Tensor
+    logvar: Tensor
+
+
+Output = Tensor | Gaussian
+
+
 class EncoderDecoder(Protocol):
     """What the objective needs of a model.
 
     Shapes: x (B, ...) float in the data's own shape; mu, logvar, z (B, Z); the output has one
     number per pixel in any shape of B times D numbers: logits of a Bernoulli likelihood, means of
-    a Gaussian one.
+    a Gaussian one; or it is a :class:`Gaussian`. Models that are written otherwise are brought to
+    this form by :func:`vaebench.adapt`.
     """
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Give mu and logvar of q(z|x)."""
+    @property
+    def encode(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """Give mu and logvar of q(z|x), for x, and labels y if there are any."""
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Give the output of the decoder, from which p(x|z) is computed."""
+    @property
+    def decode(self) -> Callable[..., Output]:
+        """Give the output of the decoder, from which p(x|z) is computed, for z, and y."""
 
 
 def is_altered(module: nn.Module) -> bool:
@@ -45,8 +72,8 @@ def as_vae(model: nn.Module) -> EncoderDecoder:
     for method in ("encode", "decode"):
         if not callable(getattr(model, method, None)):
             raise InputError(
-                f"{type(model).__name__} has no method {method}(): a VAE needs "
-                "encode(x) -> (mu, logvar) and decode(z) -> output"
+                f"{model._get_name()} has no method {method}(): a VAE needs "
+                "encode(x) -> (mu, logvar) and decode(z) -> output; see vaebench.adapt"
             )
     return cast(EncoderDecoder, model)
 
@@ -57,7 +84,7 @@ def likelihood_of(model: nn.Module) -> str:
 
 
 @torch.no_grad()
-def latent_size(model: nn.Module, x: Tensor) -> int:
+def latent_size(model: nn.Module, x: Tensor, *y: Tensor) -> int:
     """Z, found by encoding x (B, ...), which is also checked to fit the model.
 
     Raises:
@@ -67,25 +94,56 @@ def latent_size(model: nn.Module, x: Tensor) -> int:
     was_training = model.training
     model.eval()  # batch norm then takes a single image, and keeps its statistics
     try:
-        mu, logvar = vae.encode(x)
+        with explaining(refused(model, x, "encode")):
+            mu, logvar = vae.encode(x, *y)
         _check_encoded(mu, logvar, x)
-        output = vae.decode(mu)
-    except (InputError, torch.OutOfMemoryError):
-        raise  # said already; no fault of the shapes
-    except (RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{type(model).__name__} does not take images of shape {tuple(x.shape[1:])}: {reason}"
-        ) from error
+        with explaining(refused(model, x, "decode")):
+            output = vae.decode(mu, *y)
     finally:
         model.train(was_training)
-    _check_floats("decode", output)
-    if output.numel() != x.numel():
-        raise InputError(
-            f"decode gave {output.numel() // len(x)} numbers per image for images of "
-            f"{x.numel() // len(x)} pixels: they must be as many"
-        )
+    for part in output if isinstance(output, Gaussian) else (output,):
+        _check_floats("decode", part)
+        if part.numel() != x.numel():
+            raise InputError(
+                f"decode gave {part.numel() // len(x)} numbers per image for images of "
+                f"{x.numel() // len(x)} pixels: they must be as many"
+            )
     return mu.shape[1]
+
+
+def refused(model: nn.Module, x: Tensor, method: str) -> str:
+    """Say that one of a model's methods does not take images x (B, ...); see explaining."""
+    shape = tuple(x.shape[1:])
+    return f"{model._get_name()} does not take images of shape {shape}: {method} raised"
+
+
+@contextlib.contextmanager
+def explaining(said: str) -> Iterator[None]:
+    """Turn what a model's own code raises into one line: ``said``, what was raised, and where.
+
+    Raises:
+        InputError: the block raised anything but an InputError, or memory running out.
+    """
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError, MemoryError):
+        raise  # said already; no fault of the model's code
+    except Exception as error:
+        raise InputError(f"{said} {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """What was raised, and in which line of the model's own code: the deepest that is not torch's.
+
+    Torch's messages go on for lines; the first says what happened.
+    """
+    told = f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = frame.filename
+        installed = f"{os.sep}site-packages{os.sep}" in file  # which lies in Python's own folder
+        if not file.startswith((_TORCH, _PACKAGE)) and (installed or not file.startswith(_PYTHON)):
+            return f"{told} ({file}:{frame.lineno})"
+    return told
 
 
 def _check_encoded(mu: Tensor, logvar: Tensor, x: Tensor) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vaebench.errors import InputError
 from vaebench.runs.folder import metrics_line
-from vaebench.runs.storage import as_bytes, digest, replacing, write_tensors
+from vaebench.runs.storage import as_bytes, digest, replacing, to_json, write_tensors
 from vaebench.training.history import EpochRecord
 from vaebench.training.state import TrainState
 
@@ -48,7 +48,7 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any] | None = None) -> None:
         self.folder = Path(folder)
-        self.settings = json.loads(json.dumps(settings or {}))
+        self.settings = json.loads(to_json(settings or {}))
         self.kept: list[Path] = []  # the last one is known to be whole
         self.lines: list[bytes] = []  # of metrics.jsonl, kept so that none is made twice
 
@@ -67,8 +67,8 @@ class Checkpoints:
         metadata = {
             "format": FORMAT,
             "epoch": str(len(state.epochs)),
-            "actual": json.dumps(state.actual),
-            "settings": json.dumps(self.settings),
+            "actual": to_json(state.actual),
+            "settings": to_json(self.settings),
         }
         path = self.folder / f"checkpoint-{len(state.epochs):06d}.safetensors"
         with replacing(path) as file:

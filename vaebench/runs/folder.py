@@ -13,7 +13,6 @@ replaced atomically: a reader, or a crash, finds the old one or the new one.
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +31,7 @@ from vaebench.runs.settings import read_json as read_json
 from vaebench.runs.storage import (
     replacing,
     temporaries,
+    to_json,
     write_tensors,
     writing,
 )
@@ -171,12 +171,12 @@ class NoFolder(RunFolder):
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write an object, or replace it whole."""
     with replacing(path) as file:
-        file.write((json.dumps(value, indent=2) + "\n").encode())
+        file.write((to_json(value, indent=2) + "\n").encode())
 
 
 def metrics_line(record: Mapping[str, Any]) -> bytes:
     """An epoch's record as its line of ``metrics.jsonl``."""
-    return json.dumps(record).encode() + b"\n"
+    return to_json(record).encode() + b"\n"
 
 
 def load(run_dir: str | os.PathLike[str]) -> Network:

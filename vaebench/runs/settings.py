@@ -3,13 +3,12 @@
 No torch in this room: the command line is checked before torch is loaded.
 """
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vaebench.config import TrainConfig
+from vaebench.config import OPTIONS, TrainConfig
 from vaebench.errors import InputError
 
 CONFIG, RESULT = "config.json", "result.json"
@@ -36,8 +35,7 @@ def resumed(run: str, given: Mapping[str, Any]) -> TrainConfig:
         InputError: no run folder; or an option that is not as the run has it.
     """
     stored = read_json(Path(run) / CONFIG)
-    names = [field.name for field in dataclasses.fields(TrainConfig)]
-    own = {name: _tupled(stored[name]) for name in names if name in stored}
+    own = {name: _tupled(stored[name]) for name in OPTIONS if name in stored}
     images = stored.get("images", {})
     if own.get("data") == "auto" and images.get("name") in ("mnist", "strokes"):
         own["data"] = images["name"]  # what auto turned out to be: it may turn out otherwise now
@@ -54,14 +52,14 @@ def resumed(run: str, given: Mapping[str, Any]) -> TrainConfig:
             "or begin a new run"
         )
     try:
-        return TrainConfig(**{**own, **given, "resume": run, "out": None})
+        return TrainConfig.of(**{**own, **given, "resume": run, "out": None})
     except (TypeError, ValueError) as error:
         raise InputError(f"{Path(run) / CONFIG} is damaged: {error}") from error
 
 
 def deciding(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide about the result, by name."""
-    return {n: v for n, v in dataclasses.asdict(config).items() if n not in MAY_DIFFER}
+    return {n: v for n, v in config.options().items() if n not in MAY_DIFFER}
 
 
 def is_complete(run: str, epochs: int) -> bool:
@@ -72,18 +70,29 @@ def is_complete(run: str, epochs: int) -> bool:
         return False  # not there, or damaged: it will be written anew
 
 
-def check_images(run: str, mark: str) -> None:
+def check_images(run: str | Path, mark: str) -> None:
     """Check by their mark that images are those a run began with.
 
     Raises:
         InputError: they are others.
     """
+    others = other_images(run, mark)
+    if others:
+        raise InputError(f"{others}: name those with --data or --data-dir")
+
+
+def other_images(run: str | Path, mark: str) -> str | None:
+    """Say how images differ, by their mark, from those a run began with; None if they do not.
+
+    Nor if the run does not tell, having been written by a version that kept no mark.
+    """
     own = read_json(Path(run) / CONFIG).get("images", {})
-    if own.get("mark") not in (None, mark):
-        raise InputError(
-            f"these are not the images that {run} began with ({own.get('name')}: {own['mark']}; "
-            f"now: {mark}): name those with --data or --data-dir"
-        )
+    if own.get("mark") in (None, mark):
+        return None
+    return (
+        f"these are not the images that {run} began with ({own.get('name')}: {own['mark']}; now: "
+        f"{mark})"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ forced to the disk: whoever reads, after a crash or a power cut too, finds the o
 import contextlib
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -105,6 +106,19 @@ def write_tensors(
     file.write(len(text).to_bytes(8, "little") + text)
     for name in order:
         file.write(as_bytes(tensors[name]))
+
+
+def to_json(value: object, *, indent: int | None = None) -> str:
+    """Write a value as JSON, with null for numbers that JSON does not have: NaN and infinity."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

@@ -42,7 +42,7 @@ def _driver_version() -> str | None:
 def _cpu_name() -> str:
     """The processor's own name; Python's ``platform`` gives only its architecture on Linux."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     except OSError:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 # What a stream of random numbers is for; each purpose and seed has a stream of its own.
-TRAINING, EVALUATION, TRAINING_PIXELS, TEST_PIXELS = 1, 2, 3, 4
+TRAINING, EVALUATION, TRAINING_PIXELS, TEST_PIXELS, MODEL, AUGMENTATION = 1, 2, 3, 4, 5, 6
 
 
 def random_stream(seed: int, purpose: int, device: torch.device, part: int = 0) -> torch.Generator:

@@ -1,5 +1,6 @@
 """The only training loop. It hands order and noise to an engine and reads sums back."""
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -8,17 +9,18 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from vaebench.data.binarize import Sampler
-from vaebench.engine import Engine
 from vaebench.errors import TrainingError
 from vaebench.evaluation import evaluate
-from vaebench.objective import Objective
+from vaebench.problem import Problem
 from vaebench.system.distributed import Group
-from vaebench.system.random import TRAINING, random_stream
+from vaebench.system.random import MODEL, TRAINING, random_stream
+from vaebench.system.worker import Worker
 from vaebench.training.divergence import Refuge, is_finite
+from vaebench.training.follow import Follower
 from vaebench.training.history import EpochRecord, History
 from vaebench.training.schedules import lr_factor
 from vaebench.training.state import TrainState
@@ -36,13 +38,12 @@ class Plan:
     """
 
     epochs: int
-    batch_size: int
     lr: float
     schedule: str
-    aim: Objective
     seed: int
     sampler: Sampler | None
     test_images: Tensor | None
+    test_labels: Tensor | None
     progress: bool
     on_epoch: Callable[[EpochRecord], None] | None
     on_state: Callable[[TrainState], object] | None
@@ -53,52 +54,61 @@ class Loop:
 
     Args:
         plan: what to do.
-        model: what ``engine`` trains.
-        engine: any engine.
-        images: how many there are.
-        latent_dim: Z.
+        follower: has the engine, and keeps it true to the model.
         history: to be written to.
         group: the processes that train together; None: this one.
+        worker: the thread that computes; callbacks run in the calling one.
     """
 
     def __init__(
         self,
         plan: Plan,
-        model: nn.Module,
-        engine: Engine,
-        images: int,
-        latent_dim: int,
+        follower: Follower,
         history: History,
         group: Group | None,
+        worker: Worker,
     ) -> None:
-        self.plan, self.model, self.engine = plan, model, engine
+        self.plan, self.follower, self.worker = plan, follower, worker
         self.history, self.group = history, group
-        samples = plan.aim.samples
-        self.numbers = Numbers(
-            images, latent_dim, plan.batch_size, plan.seed, engine.device, samples
-        )
+        self.model = follower.problem.model
+        self.numbers = Numbers(follower.problem, plan.seed, group.rank if group else 0)
 
     def run(self, stopped: Callable[[], bool], resume: TrainState | None) -> None:
         """Train, from a state on if one is given, until all epochs are done or ``stopped()``."""
-        plan, history = self.plan, self.history
+        plan, history, generators = self.plan, self.history, self.numbers.generators
         if resume:
-            resume.restore(self.model, self.engine, self.numbers.generators, history)
-        bar = _bar(self.numbers.images, plan, len(history.epochs))
-        with bar:
-            while len(history.epochs) < plan.epochs and not self._any(stopped()):
-                record = self._train(bar)
-                if plan.test_images is not None:
-                    with history.timed("eval"):
-                        record = dataclasses.replace(record, test_elbo=self._test())
+            engine = self.follower.engine
+            self.worker.run(lambda: resume.restore(self.model, engine, generators, history))
+        with _bar(self.numbers.images, plan, len(history.epochs)) as bar:
+            while len(history.epochs) < plan.epochs:
+                record = self.worker.run(lambda: self._epoch(bar, stopped))
+                if record is None:
+                    break
                 history.epochs.append(record)
                 if plan.on_state:
-                    generators = self.numbers.generators
-                    plan.on_state(TrainState.of(self.model, self.engine, generators, history))
+                    engine = self.follower.engine
+                    plan.on_state(TrainState.of(self.model, engine, generators, history))
                 if plan.on_epoch:
                     plan.on_epoch(record)
 
-    def _any(self, flag: bool) -> bool:
-        return self.group.any(flag) if self.group else flag
+    def _epoch(self, bar: "tqdm[NoReturn]", stopped: Callable[[], bool]) -> EpochRecord | None:
+        """Train one epoch and test; None if the training is to end before it."""
+        if self.group.any(stopped()) if self.group else stopped():
+            return None
+        history, follower = self.history, self.follower
+        with history.timed("compile"):
+            history.notes += follower.follow()
+            history.actual |= follower.actual
+        record = self._train(bar)
+        steady = follower.problem.steady
+        if steady:
+            follower.left()
+        if self.plan.test_images is not None:
+            with history.timed("eval"):
+                record = dataclasses.replace(record, test_elbo=self._test(self.plan.test_images))
+        if not steady:  # what counts its calls counts those of the test too
+            follower.left()
+        return record
 
     def _train(self, bar: "tqdm[NoReturn]") -> EpochRecord:
         """Train one epoch.
@@ -106,16 +116,17 @@ class Loop:
         Raises:
             TrainingError: its numbers went wrong; the model is left as the last good epoch made it.
         """
-        epoch, numbers = len(self.history.epochs) + 1, self.numbers
-        self.engine.set_lr(self.plan.lr * lr_factor(self.plan.schedule, epoch))
+        epoch, numbers, engine = len(self.history.epochs) + 1, self.numbers, self.follower.engine
+        engine.set_lr(self.plan.lr * lr_factor(self.plan.schedule, epoch))
         start = time.perf_counter()
-        refuge = Refuge(self.model, self.engine)
+        refuge = Refuge(self.model, engine)
         if self.plan.sampler:
-            self.plan.sampler.draw(epoch, self.engine.images)
+            self.plan.sampler.draw(epoch, engine.images)
         sums = []
-        for order, noise in numbers.epoch(self.engine.steps_at_once):
-            sums.append(self.engine.epoch(order, noise))
-            bar.update(len(order))
+        with numbers.model_draws(), engine.training():
+            for order, noise in numbers.epoch(engine.steps_at_once):
+                sums.append(engine.epoch(order, noise))
+                bar.update(len(order))
         # Turning sums into floats waits for the device: only after it is the clock's reading true.
         recon = sum(torch.stack([part.recon for part in sums]).tolist()) / numbers.images
         kl = sum(torch.stack([part.kl for part in sums]).tolist()) / numbers.images
@@ -127,16 +138,17 @@ class Loop:
         bar.set_postfix(elbo=f"{recon - kl:.2f}", refresh=False)
         return EpochRecord(epoch, recon - kl, None, recon, kl, seconds, numbers.images / seconds)
 
-    def _test(self) -> float:
+    def _test(self, test_images: Tensor) -> float:
         """Estimate the test ELBO; of several processes the first one does, for all."""
-        assert self.plan.test_images is not None
         elbo = math.nan
         if self.group is None or self.group.rank == 0:
+            objective = self.follower.problem.objective
             elbo = evaluate(
                 self.model,
-                self.plan.test_images,
-                likelihood=self.plan.aim.likelihood,
-                sigma=self.plan.aim.sigma,
+                test_images,
+                labels=self.plan.test_labels,
+                likelihood=objective.likelihood,
+                sigma=objective.sigma,
                 seed=self.plan.seed,
             ).elbo
         return self.group.first_says(elbo) if self.group else elbo
@@ -145,21 +157,39 @@ class Loop:
 class Numbers:
     """The random numbers of a training: each epoch's order and noise, from one stream."""
 
-    def __init__(
-        self,
-        images: int,
-        latent_dim: int,
-        batch_size: int,
-        seed: int,
-        device: torch.device,
-        samples: int,
-    ) -> None:
-        self.images, self.latent_dim, self.batch_size = images, latent_dim, batch_size
-        self.samples = samples
-        self.steps = math.ceil(images / batch_size)  # per epoch
+    def __init__(self, problem: Problem, seed: int, rank: int = 0) -> None:
+        self.images, self.batch_size = len(problem.images), problem.batch_size
+        self.latent_dim, self.samples = problem.latent_dim, problem.objective.samples
+        self.steps = math.ceil(self.images / self.batch_size)  # per epoch
+        device = problem.device
         self.generator = random_stream(seed, TRAINING, device)
-        self.generators = {"training": self.generator}  # all there are: what a resume puts back
+        self.models = [
+            random_stream(seed, MODEL, place, rank)
+            for place in dict.fromkeys((torch.device("cpu"), device))
+        ]
+        # All there are: what a resume puts back.
+        self.generators = {"training": self.generator}
+        self.generators |= {f"model.{g.device.type}": g for g in self.models}
         self.before = self.generator.get_state()
+        self.models_before = [g.get_state() for g in self.models]
+
+    @contextlib.contextmanager
+    def model_draws(self) -> Iterator[None]:
+        """Let what the model draws for itself (dropout) come from streams of this training's own.
+
+        Outside, torch's own generators are the caller's.
+        """
+        self.models_before = [g.get_state() for g in self.models]
+        defaults = [_default_generator(g.device) for g in self.models]
+        callers = [default.get_state() for default in defaults]
+        for default, own in zip(defaults, self.models, strict=True):
+            default.set_state(own.get_state())
+        try:
+            yield
+        finally:
+            for default, own, state in zip(defaults, self.models, callers, strict=True):
+                own.set_state(default.get_state())
+                default.set_state(state)
 
     def epoch(self, at_once: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Draw an epoch; give it in pieces of whole batches, so that a progress bar can move.
@@ -187,12 +217,20 @@ class Numbers:
     def same_epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Draw the same epoch again, and give it batch by batch."""
         self.generator.set_state(self.before)
+        for generator, state in zip(self.models, self.models_before, strict=True):
+            generator.set_state(state)
         for order, noise in self.epoch():
             yield from zip(order.split(self.batch_size), noise.split(self.batch_size), strict=True)
 
     def _draw(self, *sizes: int) -> Tensor:
         shape = (*sizes, self.latent_dim)
         return torch.randn(shape, generator=self.generator, device=self.generator.device)
+
+
+def _default_generator(device: torch.device) -> torch.Generator:
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index or 0]
+    return torch.default_generator
 
 
 def _what_diverged(recon: float, kl: float, epoch: int, step: int | None, steps: int) -> str:

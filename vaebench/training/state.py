@@ -18,8 +18,7 @@ class TrainState:
 
     ``model`` is the module's ``state_dict``, ``engine`` what the optimiser remembers, ``random``
     the generators' states, ``actual`` what runs. The tensors are the training's own, not copies:
-    save or clone them before ``on_state`` returns. The random numbers that a model draws for
-    itself, such as dropout's, are not part of it.
+    save or clone them before ``on_state`` returns.
     """
 
     epochs: tuple[EpochRecord, ...]
@@ -89,7 +88,8 @@ class TrainState:
             model.load_state_dict(self.model)
             engine.load_state(self.engine)
             for name, generator in random.items():
-                generator.set_state(self.random[name].cpu())
+                if name in self.random or not name.startswith("model."):  # older ones lack them
+                    generator.set_state(self.random[name].cpu())
         except (RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"the state to go on from does not fit: {reason}") from error

@@ -9,13 +9,13 @@ namespace {
 struct Bernoulli {
   static constexpr long FACTORS = 64;  // of 1 to 2, that surely fit into a float
 
-  vec linear = {};       // sums of x l - max(l, 0)
-  vec product = all(1);  // of 1 + e, without its exponent
+  vec linear = {};             // sums of x l - max(l, 0)
+  vec product = broadcast(1);  // of 1 + e, without its exponent
   ivec exponent = {};
 
   // Take up one vector of logits and pixels; give sigmoid(l) - x.
   vec add(vec l, vec x) {
-    const vec e = exp_below_zero(l < 0 ? l : -l);
+    const vec e = exp_nonpositive(l < 0 ? l : -l);
     const vec share = 1.0f / (1.0f + e);
     linear += x * l - (l > 0 ? l : vec{});
     product *= 1.0f + e;

@@ -24,10 +24,10 @@ struct Lists {
 
 inline long list_floats(long groups) { return groups * (ROWS * G + ROWS / 4 + 1); }
 
-Lists lists_in(float* space, long blocks, long pixels) {
-  const long groups = parts(pixels, G), lists = blocks * groups;
-  int32_t* counts = (int32_t*)(space + lists * ROWS * G);
-  return {(uint8_t*)(counts + lists), space, counts, groups};
+Lists lists_in(float* workspace, long blocks, long pixels) {
+  const long groups = ceil_div(pixels, G), lists = blocks * groups;
+  int32_t* counts = (int32_t*)(workspace + lists * ROWS * G);
+  return {(uint8_t*)(counts + lists), workspace, counts, groups};
 }
 
 // hidden (rows, W vectors) = x weight + bias, of `columns` of the weights.
@@ -43,9 +43,9 @@ void forward_tile(const Lists& x, long block, long rows, long pixels, long width
     if (n == 0) continue;
     const uint8_t* r = x.rows + x.at(block, group) * ROWS;
     const float* v = x.values + x.at(block, group) * ROWS * G;
-    fetch(weight + (group + 1) * G * width, least(G, pixels - (group + 1) * G), width, columns);
+    prefetch(weight + (group + 1) * G * width, min(G, pixels - (group + 1) * G), width, columns);
     vec w[G][W] = {};
-    for (long j = 0; j < least(G, pixels - group * G); j++)
+    for (long j = 0; j < min(G, pixels - group * G); j++)
       load<W>(w[j], weight + (group * G + j) * width, columns);
     for (int32_t i = 0; i < n; i++) {
       vec sum[W];

@@ -7,14 +7,14 @@ constexpr int M = 6, N = LANES == 16 ? 4 : 2;
 
 // A tile of rows and vectors of a product, and where it lies.
 struct Tile {
-  alignas(64) float numbers[M * N * LANES];
+  alignas(64) float values[M * N * LANES];
   long row, rows, vector, vectors;
 
-  float* operator()(long m, long n) { return numbers + (m * N + n) * LANES; }
+  float* operator()(long m, long n) { return values + (m * N + n) * LANES; }
 };
 
 // a (rows, depth), any strides, times b (depth, vectors), rows bk apart; numbers, or pairs of
-// halves.
+// bfloat16.
 struct Factors {
   const float* a;
   long am, ak;
@@ -23,13 +23,13 @@ struct Factors {
   bool pairs = false;
 };
 
-// Memory that is wanted soon, in several streams alike: fetched line by line in between products.
-// All at once it would take every place that the processor has for lines under way.
-struct Soon {
+// Memory that is wanted soon, in several streams alike: prefetched line by line in between
+// products. All at once it would take every place that the processor has for lines under way.
+struct Prefetch {
   const float* streams[3] = {};
   long at = 0, floats = 0;
 
-  void fetch_line() {
+  void prefetch_line() {
     if (at >= floats) return;
     for (const float* stream : streams) __builtin_prefetch(stream + at, 0, 2);
     at += 16;
@@ -37,7 +37,7 @@ struct Soon {
 };
 
 template <bool PAIRS, int HEIGHT, int WIDTH>
-void multiply(const Factors& f, Tile& tile, bool add, Soon& soon) {
+void multiply(const Factors& f, Tile& tile, bool add, Prefetch& prefetch) {
   vec sum[HEIGHT][WIDTH];
   for (int m = 0; m < HEIGHT; m++)
     for (int n = 0; n < WIDTH; n++) sum[m][n] = add ? at(tile(m, n)) : vec{};
@@ -48,16 +48,16 @@ void multiply(const Factors& f, Tile& tile, bool add, Soon& soon) {
     for (int m = 0; m < HEIGHT; m++)
       if constexpr (PAIRS) {
         const pair left = *(const pair*)(a + m * f.am);
-        for (int n = 0; n < WIDTH; n++) sum[m][n] = add_pairs(sum[m][n], left, (ivec)right[n]);
+        for (int n = 0; n < WIDTH; n++) sum[m][n] = fma_pairs(sum[m][n], left, (ivec)right[n]);
       } else {
-        const vec left = all(a[m * f.am]);
+        const vec left = broadcast(a[m * f.am]);
         for (int n = 0; n < WIDTH; n++) sum[m][n] += left * right[n];
       }
     a += f.ak, b += f.bk;
   };
   long k = 0;
   for (; k + 4 <= f.depth; k += 4) {
-    soon.fetch_line();
+    prefetch.prefetch_line();
     next(), next(), next(), next();
   }
   for (; k < f.depth; k++) next();
@@ -66,25 +66,25 @@ void multiply(const Factors& f, Tile& tile, bool add, Soon& soon) {
 }
 
 template <bool PAIRS>
-void multiply(const Factors& f, Tile& tile, bool add, Soon& soon) {
+void multiply(const Factors& f, Tile& tile, bool add, Prefetch& prefetch) {
   with_width(tile.vectors, [&](auto w) {
-    constexpr int V = least(decltype(w)::vectors, N);
+    constexpr int V = min(decltype(w)::vectors, N);
     switch (tile.rows) {
-      case 1: return multiply<PAIRS, 1, V>(f, tile, add, soon);
-      case 2: return multiply<PAIRS, 2, V>(f, tile, add, soon);
-      case 3: return multiply<PAIRS, 3, V>(f, tile, add, soon);
-      case 4: return multiply<PAIRS, 4, V>(f, tile, add, soon);
-      case 5: return multiply<PAIRS, 5, V>(f, tile, add, soon);
-      default: return multiply<PAIRS, M, V>(f, tile, add, soon);
+      case 1: return multiply<PAIRS, 1, V>(f, tile, add, prefetch);
+      case 2: return multiply<PAIRS, 2, V>(f, tile, add, prefetch);
+      case 3: return multiply<PAIRS, 3, V>(f, tile, add, prefetch);
+      case 4: return multiply<PAIRS, 4, V>(f, tile, add, prefetch);
+      case 5: return multiply<PAIRS, 5, V>(f, tile, add, prefetch);
+      default: return multiply<PAIRS, M, V>(f, tile, add, prefetch);
     }
   });
 }
 
 // tile = a b, or has it added.
-void multiply(const Factors& f, Tile& tile, bool add, Soon& soon) {
-  if constexpr (HALVES)
-    if (f.pairs) return multiply<true>(f, tile, add, soon);
-  multiply<false>(f, tile, add, soon);
+void multiply(const Factors& f, Tile& tile, bool add, Prefetch& prefetch) {
+  if constexpr (BF16)
+    if (f.pairs) return multiply<true>(f, tile, add, prefetch);
+  multiply<false>(f, tile, add, prefetch);
 }
 
 // A product of (rows, vectors), or the sum of several, tile by tile: `finish` takes each; `next`
@@ -96,16 +96,16 @@ void product(long rows, long vectors, std::initializer_list<Factors> terms, Next
 #pragma omp for schedule(static) nowait
   for (long row = 0; row < rows; row += M) {
     Tile tile;
-    tile.row = row, tile.rows = least(M, rows - row);
-    Soon soon = next(row + M);
+    tile.row = row, tile.rows = min(M, rows - row);
+    Prefetch prefetch = next(row + M);
     for (long n = 0; n < vectors; n += N) {
-      tile.vector = n, tile.vectors = least(N, vectors - n);
-      for (const Factors& term : terms) multiply(term, tile, &term != terms.begin(), soon);
+      tile.vector = n, tile.vectors = min(N, vectors - n);
+      for (const Factors& term : terms) multiply(term, tile, &term != terms.begin(), prefetch);
       finish(tile);
     }
   }
 }
 
-inline Soon nothing(long) { return {}; }
+inline Prefetch no_prefetch(long) { return {}; }
 
 }  // namespace

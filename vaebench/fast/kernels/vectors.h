@@ -1,5 +1,6 @@
 // Vectors as the compiler's own extension has them (GCC, Clang), for any processor; and exp.
-// The kernels' sources are put together from this and what follows it: see vaebench/system/toolchain.py.
+// The kernels' sources are put together from this and what follows it: see
+// vaebench/system/toolchain.py.
 
 #include <cmath>
 #include <cstdint>
@@ -22,15 +23,15 @@ typedef int32_t ivec __attribute__((vector_size(LANES * 4), aligned(4), may_alia
 
 constexpr float LOWEST = -87.0f;  // exp of it is the least normal float, nearly
 
-constexpr long least(long a, long b) { return a < b ? a : b; }
-constexpr long parts(long n, long size) { return (n + size - 1) / size; }
-constexpr long rounded_up(long n, long to) { return parts(n, to) * to; }
+constexpr long min(long a, long b) { return a < b ? a : b; }
+constexpr long ceil_div(long n, long size) { return (n + size - 1) / size; }
+constexpr long round_up(long n, long to) { return ceil_div(n, to) * to; }
 
-inline vec all(float value) { return vec{} + value; }
+inline vec broadcast(float value) { return vec{} + value; }
 inline vec& at(float* p) { return *(vec*)p; }
 inline const vec& at(const float* p) { return *(const vec*)p; }
 
-inline float sum_of(vec x) {
+inline float horizontal_sum(vec x) {
   float sum = 0;
   for (int k = 0; k < LANES; k++) sum += x[k];
   return sum;
@@ -39,7 +40,7 @@ inline float sum_of(vec x) {
 #if !defined(__clang__)
 // Squares of SIZE by SIZE: of each four, the two off the diagonal change places.
 template <int SIZE>
-inline void swap_squares(vec (&rows)[LANES]) {
+inline void swap_blocks(vec (&rows)[LANES]) {
   ivec upper, lower;
 #pragma GCC unroll 16
   for (int k = 0; k < LANES; k++) {
@@ -56,8 +57,8 @@ inline void swap_squares(vec (&rows)[LANES]) {
 }
 #endif
 
-// Turn a square of numbers: row i becomes column i.
-inline void turn(vec (&rows)[LANES]) {
+// Transpose a square of numbers.
+inline void transpose(vec (&rows)[LANES]) {
 #if defined(__clang__)
   for (int i = 0; i < LANES; i++)
     for (int k = 0; k < i; k++) {
@@ -65,8 +66,8 @@ inline void turn(vec (&rows)[LANES]) {
       rows[i][k] = rows[k][i], rows[k][i] = number;
     }
 #else
-  swap_squares<1>(rows), swap_squares<2>(rows), swap_squares<4>(rows);
-  if constexpr (LANES == 16) swap_squares<LANES / 2>(rows);
+  swap_blocks<1>(rows), swap_blocks<2>(rows), swap_blocks<4>(rows);
+  if constexpr (LANES == 16) swap_blocks<LANES / 2>(rows);
 #endif
 }
 
@@ -90,20 +91,20 @@ inline void store(float* to, const vec* from, long columns) {
   }
 }
 
-// Fetch parts of some rows of a matrix that will be wanted soon. They lie too far apart for the
+// Prefetch parts of some rows of a matrix that will be wanted soon. They lie too far apart for the
 // processor to foresee them.
-inline void fetch(const float* at, long rows, long width, long columns) {
+inline void prefetch(const float* at, long rows, long width, long columns) {
   for (long j = 0; j < rows; j++)
     for (long k = 0; k < columns; k += 16) __builtin_prefetch(at + j * width + k, 0, 2);
 }
 
 // exp of numbers up to 0, to 1e-7 of it, of those below LOWEST that of LOWEST: 2^n exp(r), with
 // |r| <= ln(2) / 2, by Taylor's series. What is not a number stays so.
-inline vec exp_below_zero(vec t) {
-  t = t < LOWEST ? all(LOWEST) : t;
+inline vec exp_nonpositive(vec t) {
+  t = t < LOWEST ? broadcast(LOWEST) : t;
   const ivec n = __builtin_convertvector(t * 1.44269504f - 0.5f, ivec);  // towards zero: nearest
   const vec r = t - __builtin_convertvector(n, vec) * 0.69314718f;
-  vec sum = all(1.0f / 5040);
+  vec sum = broadcast(1.0f / 5040);
   sum = sum * r + 1.0f / 720;
   sum = sum * r + 1.0f / 120;
   sum = sum * r + 1.0f / 24;

@@ -32,21 +32,23 @@ Triton compiles a kernel for each phase, and one for all, when a model's first s
 takes seconds, which steps of other batch sizes do not take again.
 """
 
-import contextlib
 import importlib.util
 import math
-from functools import partial
+import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from vaebench.engine import Sums
+from vaebench.fast.admit import Verdict, objection
+from vaebench.fast.capture import Capture, capture_for, step_seconds
+from vaebench.fast.draft import Draft, Offer
 from vaebench.fast.step import Moments, Optimizer, Step, StepEngine
 from vaebench.models.mlp import VAE
 from vaebench.models.protocol import is_altered
 from vaebench.objective import Objective
-from vaebench.system.timing import best_seconds
+from vaebench.problem import Problem
 
 MOST_LATENT = 128  # a row of z, padded, is held by one program
 OLDEST = (8, 0)  # compute capability: what Triton's products are made for
@@ -90,7 +92,7 @@ class Blocks(NamedTuple):
     long: int = 64
 
 
-def takes(model: nn.Module, images: Tensor, objective: Objective, optimizer: Optimizer) -> bool:
+def supports(model: nn.Module, images: Tensor, objective: Objective, optimizer: Optimizer) -> bool:
     """Whether the kernels can train this. All of the following must hold.
 
     - The model is an untouched :class:`~vaebench.VAE` with one hidden layer on each side, ReLU,
@@ -136,6 +138,8 @@ def _is_adam_of(model: VAE, optimizer: Optimizer, device: torch.device) -> bool:
     if not all(hasattr(optimizer, n) for n in ("params", "m", "v", "step", "lr", "eps")):
         return False
     state = cast(Moments, optimizer)
+    if not state.even:
+        return False
     if {id(p) for p in state.params} != {id(p) for p in model.parameters()}:
         return False
     tensors = [*state.params, *state.m, *state.v, state.step, state.lr]
@@ -228,7 +232,7 @@ class Plan(NamedTuple):
 
     @classmethod
     def of(cls, model: VAE, objective: Objective, state: Moments, precision: str) -> "Plan":
-        """Plan the steps of what the kernels :func:`take <takes>`."""
+        """Plan the steps of what the kernels `supports`."""
         sizes, blocks = _sizes(model), Blocks()
         constants: dict[str, Any] = {"PIXELS": sizes.pixels, "HIDDEN": sizes.hidden}
         constants |= {"LATENT": sizes.latent, "Z": sizes.padded, "PRECISION": precision}
@@ -271,7 +275,7 @@ class Plan(NamedTuple):
 def triton_step(
     model: nn.Module, objective: Objective, optimizer: Optimizer, precision: str = "ieee"
 ) -> Step:
-    """Build the step of kernels for what they :func:`take <takes>`; see that for the conditions.
+    """Build the step of kernels for what they `supports`; see that for the conditions.
 
     Nothing in a step waits for the device. Its memory is taken when it is first called with a
     batch size, and kept. Indices are trusted to be below the number of images, as checking would
@@ -284,10 +288,10 @@ def triton_step(
         precision: of the factors of products: ``"ieee"``, float32; ``"tf32"``, rounded;
             ``"tf32x3"``, each in two such parts, nearly float32. As Triton's ``input_precision``.
     """
-    return _Phases(model, objective, optimizer, precision)
+    return Phases(model, objective, optimizer, precision)
 
 
-class _Phases:
+class Phases:
     """A step, phase by phase, and many steps in one launch."""
 
     def __init__(
@@ -334,57 +338,6 @@ def _kernel() -> Any:
     return train
 
 
-class PersistentEngine(StepEngine):
-    """Trains many steps in one launch of one kernel; see :class:`vaebench.engine.Engine`.
-
-    Args:
-        model: one that the kernels :func:`take <takes>`, with the rest.
-        images: (N, ...) uint8 or float32, on the device.
-        step: from :func:`triton_step`.
-        words: as of :class:`~vaebench.fast.step.StepEngine`.
-    """
-
-    def __init__(self, model: nn.Module, images: Tensor, step: Step, *words: Any) -> None:
-        super().__init__(model, images, step, *words)
-        self.phases = cast(_Phases, step)
-        self.programs = 1  # the interpreter's
-        if self.device.type == "cuda":
-            about = torch.cuda.get_device_properties(self.device)
-            self.programs = about.multi_processor_count
-
-    @property
-    def steps_at_once(self) -> int:
-        """Steps that it likes to be handed."""
-        return MANY
-
-    def warm_up(self) -> None:
-        """Run a step of each size, and try twice as many programs; leave no trace."""
-        super().warm_up()
-        if self.device.type != "cuda":
-            return
-        count = min(MANY * self.batch_size, len(self.images))
-        run = partial(self.epoch, torch.arange(count, device=self.device), self.no_noise(count))
-        one, seconds = self.programs, {}
-        with self.unchanged():
-            for programs in (one, 2 * one):
-                self.programs = programs
-                with contextlib.suppress(RuntimeError):  # the GPU does not run so many at once
-                    seconds[programs] = best_seconds(run, self.device, budget=0.1)
-        self.programs = min(seconds, key=seconds.__getitem__, default=one)
-
-    def epoch(self, order: Tensor, noise: Tensor) -> Sums:
-        """Train on the images at ``order``; see :meth:`vaebench.engine.Engine.epoch`."""
-        self.model.train()
-        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
-        whole = len(order) - len(order) % self.batch_size
-        for part, batch in ((slice(0, whole), self.batch_size), (slice(whole, None), 0)):
-            index, eps = order[part], noise[part]
-            if len(index):
-                batch = batch or len(index)
-                self.phases.many(self.images, index, eps, totals, batch, self.programs)
-        return Sums(totals[0], totals[1], len(order))
-
-
 def _check(images: Tensor, index: Tensor, eps: Tensor, totals: Tensor, sizes: Sizes) -> None:
     """Check what can be told without waiting: the kernels read where they are told to."""
     wanted = (
@@ -402,3 +355,54 @@ def _check(images: Tensor, index: Tensor, eps: Tensor, totals: Tensor, sizes: Si
         raise ValueError(f"images are {images.dtype}: they must be uint8 or float32")
     if math.prod(images.shape[1:]) != sizes.pixels or not len(index):
         raise ValueError(f"there must be images, and of {sizes.pixels} pixels each")
+
+
+def offer_fastest(
+    draft: Draft, name: str, kind: Callable[[Problem, Step, Optimizer], StepEngine]
+) -> Offer | str:
+    """Offer the engine that trains by these kernels, for a technique of this name.
+
+    Which way to multiply float32 is the faster one is measured, among those that are right here:
+    each is verified beside the engine below.
+    """
+    problem, optimizer = draft.problem, draft.optimizer
+    plain = draft.plan.autocast is None and problem.resident and draft.group is None
+    known = plain and not problem.adapted and problem.labels is None and not draft.whole
+    if not (known and supports(problem.model, problem.images, problem.objective, optimizer)):
+        return (
+            "Triton's kernels train a plain vaebench.VAE with one hidden layer and ReLU, without "
+            "autocast, in one process, on CUDA; trained without"
+        )
+    tf32 = bool(draft.actual.get("tf32"))
+    right: dict[str, StepEngine] = {}
+    for precision in ("tf32",) if tf32 else FINE:
+        step = triton_step(cast(VAE, problem.model), problem.objective, optimizer, precision)
+        engine = kind(problem, step, optimizer)
+        wrong = objection(engine, draft.engine, draft.tolerance)
+        if wrong is None:
+            right[precision] = engine
+        else:
+            draft.notes.append(
+                f"--{name}: Triton's kernels ({precision}) went wrong here ({wrong})"
+            )
+    if not right:
+        warnings.warn(f"{draft.notes[-1][2:]}; training without", stacklevel=6)
+        return ""
+    capture = None if engine.steps_at_once > 1 else capture_for(problem.device)
+    seconds = {p: step_seconds(engine, capture) for p, engine in right.items()}
+    best = min(seconds, key=seconds.__getitem__)
+    tried = ", ".join(f"{p} {1e6 * took:.1f}" for p, took in seconds.items())
+    note = f"--{name}: products in {best} (microseconds a step: {tried})"
+    actual = {name: True, "compile": bool(draft.asks("compile"))}
+    return Offer(right[best], None, actual, whole=True, notes=[note], race=_race_of(capture))
+
+
+def _race_of(capture: Capture | None) -> Callable[[StepEngine, StepEngine], Verdict]:
+    """Race steps as they will be run: replayed, where they can be recorded."""
+
+    def race_steps(candidate: StepEngine, other: StepEngine) -> Verdict:
+        steps = -(-len(candidate.images) // candidate.batch_size)
+        first, second = (step_seconds(engine, capture) for engine in (candidate, other))
+        return Verdict(first, second, steps)
+
+    return race_steps

@@ -1,0 +1,81 @@
+"""What a training leaves to be read: result.json, and its few lines for a person."""
+
+from typing import TYPE_CHECKING, Any
+
+from vaebench.config import TrainConfig
+
+if TYPE_CHECKING:
+    from vaebench.data.files import Dataset
+    from vaebench.training.history import EpochRecord, History
+
+
+def epoch_line(record: "EpochRecord") -> str:
+    return (
+        f"epoch {record.epoch:3d}  train ELBO {record.train_elbo:8.2f} "
+        f"(recon {record.recon:.2f}, kl {record.kl:.2f})  test ELBO {record.test_elbo:8.2f}  "
+        f"{record.seconds:.2f} s  {record.images_per_second:,.0f} images/s"
+    )
+
+
+def summary(
+    config: TrainConfig, data: "Dataset", history: "History", startup: float
+) -> dict[str, Any]:
+    """Gather result.json: ELBOs in nats per image, times in seconds, rates in FLOP/s."""
+    import torch
+
+    from vaebench.data.binarize import meaning
+    from vaebench.system.info import fingerprint
+    from vaebench.system.timing import peak_flops, process_age
+
+    device = torch.device(history.actual["device"])
+    peak = peak_flops(device) * history.actual.get("processes", 1)
+    kind = config.objective.likelihood or "bernoulli"
+    last = history.epochs[-1]
+    rate = history.images_per_second
+    return {
+        "dataset": data.name,
+        "notice": data.notice,
+        "workload": config.workload,
+        "epochs": last.epoch,
+        "test_elbo": last.test_elbo,
+        "train_elbo": last.train_elbo,
+        "meaning": meaning(kind, data.test.images, config.data.binarize),
+        "eval_samples": 1,
+        "test_images": len(data.test),
+        "images_per_second": rate,
+        "seconds": {"total": process_age(), "startup": startup, **history.seconds},
+        "flops_per_image": history.flops_per_image,
+        "peak_flops": peak,
+        "peak_share": rate * history.flops_per_image / peak,
+        "requested": {**history.requested, "device": config.run.device, "data": config.data.source},
+        "actual": {**history.actual, "data": data.name},
+        "notes": history.notes,
+        "machine": fingerprint(device),
+    }
+
+
+def describe(result: dict[str, Any]) -> str:
+    """Put a result in words for a person, a few lines."""
+    seconds, asked, ran = result["seconds"], result["requested"], result["actual"]
+    lines = [
+        f"{result['workload']} on {result['dataset']}, {result['epochs']} epochs: "
+        f"test ELBO {result['test_elbo']:.2f} nats per image "
+        f"({result['test_images']:,} images, {result['eval_samples']} z each), "
+        f"train ELBO {result['train_elbo']:.2f}; {result['meaning']}",
+        f"steady training: {result['images_per_second']:,.0f} images/s; its dense arithmetic, "
+        f"done or left out, at {result['peak_share']:.0%} of torch's measured float32 peak here of "
+        f"{result['peak_flops'] / 1e9:,.0f} GFLOP/s",
+        f"time: {seconds['total']:.1f} s = start-up {seconds['startup']:.1f} + "
+        f"compile {seconds['compile']:.1f} + training {seconds['train']:.1f} + "
+        f"evaluation {seconds['eval']:.1f} + "
+        f"other {seconds['total'] - sum(v for k, v in seconds.items() if k != 'total'):.1f}",
+        f"asked for: {_words(asked)}",
+        f"ran:       {_words(ran)}",
+    ]
+    return "\n".join([*lines, *(f"  {note}" for note in result["notes"])])
+
+
+def _words(mode: dict[str, Any]) -> str:
+    compiled = "compiled" if mode["compile"] else "eager"
+    precision = f"amp {mode['amp']}" if mode["amp"] else "no amp"
+    return f"{mode['engine']} engine, {compiled}, {precision}, on {mode['device']}, {mode['data']}"

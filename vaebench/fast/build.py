@@ -1,0 +1,123 @@
+"""From the plain step to the fastest engine that is right here: techniques, admitted one by one.
+
+The register says which techniques there are, and in which order they are tried. The module of a
+technique has one function, ``offer(draft)``, which says of the problem at hand, and of what has
+been admitted so far, why the technique cannot help here, in a line ("" if nobody need be told), or
+offers the engine that it makes of the one below it. What is offered goes through the gate
+(:mod:`vaebench.fast.admit`): verified beside the engine below, then raced.
+"""
+
+import warnings
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from vaebench.config import FastConfig, asks_for, without
+from vaebench.fast import admit
+from vaebench.fast.adagrad import AdagradState
+from vaebench.fast.adam import AdamState
+from vaebench.fast.draft import Draft, Offer, Plan
+from vaebench.fast.register import TECHNIQUES, Technique
+from vaebench.fast.step import Optimizer, StepEngine
+from vaebench.problem import Problem
+from vaebench.system.distributed import Group
+from vaebench.system.toolchain import CompileError
+
+
+class Built(NamedTuple):
+    """A warmed-up engine and what it really is, against what was asked for.
+
+    ``actual`` says of every technique whether it runs; of ``amp`` ``"bf16"`` or ``"float32"``; of
+    ``graph`` the steps per replay, or False; and as ``data_on`` ``"device"`` or ``"host,
+    streamed"``. ``notes`` has one line for each request that could not be met, or was decided by
+    measurement.
+    """
+
+    engine: StepEngine
+    actual: dict[str, Any]
+    notes: list[str]
+
+
+def make_engine(
+    problem: Problem,
+    fast: FastConfig,
+    group: Group | None = None,
+    optimizer: Optimizer | None = None,
+) -> Built:
+    """Build the fastest engine that is right for a problem here, warmed up.
+
+    Args:
+        problem: what is trained on what. Images that the device's memory does not hold are streamed
+            from the host.
+        fast: which techniques to try.
+        group: the processes that train together, each with all of the images; None: this one.
+        optimizer: the state of the training so far, to go on from; None: it begins.
+    """
+    draft = Draft(problem, fast, group, optimizer or _started(problem), Plan(problem.objective))
+    plain = draft.engine
+    names = [t.name for t in TECHNIQUES if t.kind != "thread"]
+    draft.actual = dict.fromkeys(names, False)
+    for technique in TECHNIQUES:
+        if technique.kind == "engine" and asks_for(fast, technique.name):
+            _consider(technique, draft)
+    if draft.engine is plain:
+        plain.warm_up()
+    elif _loses_by_bf16(draft, plain):
+        built = make_engine(problem, without(fast, "amp"), None, draft.optimizer)
+        return built._replace(notes=[*built.notes, "--amp: a step was slower in bf16 here"])
+    draft.actual["amp"] = "bf16" if draft.plan.autocast else "float32"
+    draft.actual["data_on"] = "device" if problem.resident else "host, streamed"
+    return Built(draft.engine, draft.actual, draft.notes)
+
+
+def _loses_by_bf16(draft: Draft, plain: StepEngine) -> bool:
+    """Whether bf16, chosen for its products' speed, makes steps slower than plain float32 ones."""
+    chosen = asks_for(draft.fast, "amp") == "auto" and draft.plan.autocast is not None
+    return chosen and not draft.group and not admit.race(draft.engine, plain).wins
+
+
+def _started(problem: Problem) -> Optimizer:
+    settings = problem.optimizer
+    if settings.name == "adagrad":
+        return AdagradState.of(problem.params, settings.lr)
+    return AdamState.of(problem.params, settings.lr, settings.adam_eps)
+
+
+def _consider(technique: Technique, draft: Draft) -> None:
+    """Let a technique offer what it can, and admit that if it is right and pays."""
+    elsewhere = draft.problem.device.type not in technique.devices
+    if elsewhere and technique.default is not False:  # else it was asked for by name, and says why
+        return
+    try:
+        offered = import_module(technique.module).offer(draft)
+        while isinstance(offered, Offer):
+            offered = _admit(technique, draft, offered)
+    except CompileError as error:
+        warnings.warn(f"{error}; training eagerly", stacklevel=4)
+        offered = f"{error}; trained eagerly"
+    if offered:
+        draft.notes.append(f"{technique.flag}: {offered}")
+
+
+def _admit(technique: Technique, draft: Draft, offered: Offer) -> "Offer | str":
+    """Verify and race what is offered; use it, or say why not, or give what to try instead."""
+    engine, group = offered.engine, draft.group
+    wrong = admit.objection(engine, draft.engine, offered.tolerance or draft.tolerance)
+    if group and group.any(wrong is not None):
+        wrong = wrong or "another process found it wrong"
+    if wrong:
+        said = f"went wrong here ({wrong})"
+        warnings.warn(f"{technique.flag} {said}; training without", stacklevel=5)
+        draft.notes.append(f"{technique.flag}: {said}; trained without")
+        return offered.instead or ""
+    if offered.race and not group:  # several processes would each measure, and wait for, another
+        verdict = offered.race(engine, draft.engine)
+        if offered.said:
+            draft.notes.append(offered.said(verdict))
+        if not verdict.wins:
+            slower = verdict.candidate / verdict.other
+            return "" if offered.said else f"{slower:.2f}x the time without it; trained without"
+    draft.engine, draft.plan = engine, offered.plan or draft.plan
+    draft.whole = offered.whole
+    draft.actual |= offered.actual
+    draft.notes += offered.notes
+    return ""

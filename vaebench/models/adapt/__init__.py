@@ -1,0 +1,184 @@
+"""Models as their authors wrote them, brought to ``encode(x) -> (mu, logvar)`` and ``decode(z)``.
+
+``names`` knows what people call things, ``read`` finds them in what a method gave, ``squash`` finds
+a last sigmoid; ``encoding`` and ``decoding`` try the model. What is found is written down in two
+small records (``ways``); the module made of them shares everything with the caller's.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vaebench.errors import InputError, check_choice
+from vaebench.models.adapt.decoding import find_decoding
+from vaebench.models.adapt.encoding import find_encoding
+from vaebench.models.adapt.trial import Trial
+from vaebench.models.adapt.ways import Decoding, Encoding, Said, said
+from vaebench.models.protocol import Output, likelihood_of
+from vaebench.models.snapshot import untouched
+
+
+class Adapted(nn.Module):
+    """A caller's model in the form that the trainer needs; see :func:`adapt`.
+
+    Its parameters, buffers and mode are the model's, and so are its ``state_dict``'s keys.
+    """
+
+    def __init__(self, model: nn.Module, said: Said, likelihood: str) -> None:
+        super().__init__()
+        self.training = model.training
+        self.model = model
+        self.said = said
+        self.likelihood = likelihood
+        self.ways: dict[bool, tuple[Encoding, Decoding]] = {}  # by whether the model is in training
+        self.notes: list[str] = []
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Give (mu, logvar), each (B, Z), of q(z|x) for images x (B, ...)."""
+        if not self.ways:
+            self.ways, self.notes = _understand(self.model, x, self.likelihood, self.said, True)
+        return self.ways[self.model.training][0](self.model, x)
+
+    def decode(self, z: Tensor) -> Output:
+        """Give the output for z (B, Z): Bernoulli logits, Gaussian means, or Gaussian.
+
+        Raises:
+            InputError: the model has not been tried on images yet.
+        """
+        if not self.ways:
+            raise InputError("encode some images first: by them it is found how the model decodes")
+        return self.ways[self.model.training][1](self.model, z)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Give the model's own, under its own keys."""
+        return self.model.state_dict(*args, **kwargs)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load the model's own."""
+        return self.model.load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def _get_name(self) -> str:
+        return type(self.model).__name__
+
+
+class EncoderAndDecoder(nn.Module):
+    """Two modules as one model."""
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+
+def adapt(
+    model: nn.Module | tuple[nn.Module, nn.Module],
+    *,
+    encode: str | Callable[[Tensor], Any] | None = None,
+    decode: str | Callable[[Tensor], Any] | None = None,
+    likelihood: str | None = None,
+) -> Adapted:
+    """Give a model, as its author wrote it, the ``encode`` and ``decode`` that the trainer needs.
+
+    :func:`vaebench.fit` and :func:`vaebench.evaluate` do this by themselves where what the model
+    does can be told from names, shapes and a trial; this is to say what cannot. Training the result
+    trains the model.
+
+    Args:
+        model: a module, or a pair (encoder, decoder). Anything with names will do: methods
+            ``encode`` and ``decode``, parts ``encoder`` and ``decoder``, layers ``fc_mu`` and
+            ``fc_logvar``; tuples, dicts, data classes, distributions.
+        encode: what the model's own gives, in order: ``"mu, sigma"``, ``"_, mu, logvar"``, with
+            ``logvar``, ``logstd``, ``sigma`` or ``variance``, and ``_`` for anything else (one
+            tensor is cut in halves); or a method's name; or a function of x (B, ...) to call in its
+            place, whose result may be any of the above.
+        decode: the same of a function of z (B, Z): ``"logits"``, ``"probabilities"``, ``"mean"``,
+            ``"mean, logvar"``.
+        likelihood: what it is used for where nothing else is said, ``"bernoulli"`` or
+            ``"gaussian"``; default: the model's own, else Bernoulli.
+
+    Returns:
+        A module with ``encode(x) -> (mu, logvar)`` and ``decode(z) -> output``.
+
+    Raises:
+        InputError: an argument that cannot be. What the model does is found when it is first given
+            images, and refused then.
+    """
+    whole = as_module(model)
+    kind = likelihood_of(whole) if likelihood is None else likelihood
+    check_choice("likelihood", kind, ("bernoulli", "gaussian"))
+    return Adapted(whole, said(whole, encode, decode), kind)
+
+
+def adapted(
+    model: nn.Module, x: Tensor, likelihood: str, *, training: bool = True
+) -> tuple[nn.Module, list[str]]:
+    """Give a model the form that the trainer needs, having tried it; leave no trace in it.
+
+    Args:
+        model: anything that :func:`adapt` takes, or what it gave.
+        x: (B, ...) floats, a few images, on the model's device.
+        likelihood: ``"bernoulli"`` or ``"gaussian"``: what its output is used for.
+        training: whether it is to be trained; else it is tried in eval mode only.
+
+    Returns:
+        The model itself if it has that form already, else one that shares everything with it; and a
+        line for each thing that had to be found out.
+
+    Raises:
+        InputError: it cannot be told how the model encodes or decodes, or it raised something.
+    """
+    known = model.said if isinstance(model, Adapted) else Said()
+    whole = model.model if isinstance(model, Adapted) else as_module(model)
+    ways, notes = _understand(whole, x, likelihood, known, training)
+    if all(encoding.plain and decoding.plain for encoding, decoding in ways.values()):
+        return whole, []
+    result = Adapted(whole, known, likelihood)
+    result.ways, result.notes = ways, notes
+    return result, notes
+
+
+def as_module(model: object) -> nn.Module:
+    """Give a model as a module; of a pair (encoder, decoder) one that holds both.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if isinstance(model, (tuple, list)) and len(model) == 2:
+        encoder, decoder = model
+        if isinstance(encoder, nn.Module) and isinstance(decoder, nn.Module):
+            return EncoderAndDecoder(encoder, decoder)
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"model is {model!r}: it must be a torch.nn.Module, an instance and not its class"
+        )
+    return model
+
+
+def _understand(
+    model: nn.Module, x: Tensor, likelihood: str, known: Said, training: bool
+) -> tuple[dict[bool, tuple[Encoding, Decoding]], list[str]]:
+    """Find how a model encodes and decodes, in training and out of it; and say what was found."""
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast(x.device.type, enabled=False),
+        untouched(model),
+    ):
+        # Two at least: batch norm does not train on one.
+        x = x.detach().clone() if len(x) > 1 else x.detach().repeat(2, *[1] * (x.dim() - 1))
+        model.eval()
+        way, notes = _tried(Trial(model, x, likelihood, known))
+        ways = {False: way, True: way}
+        if training:
+            model.train()
+            ways[True], more = _tried(Trial(model, x, likelihood, known))
+            notes += more
+    return ways, list(dict.fromkeys(notes))
+
+
+def _tried(trial: Trial) -> tuple[tuple[Encoding, Decoding], list[str]]:
+    encoding = find_encoding(trial)
+    return (encoding, find_decoding(trial, encoding)), trial.notes

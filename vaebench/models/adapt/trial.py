@@ -1,0 +1,152 @@
+"""A model being tried: calls that do the same every time, and what its forward says of them."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from vaebench.errors import InputError
+from vaebench.models.adapt.names import follow, parts, received_names, returned_names
+from vaebench.models.adapt.read import HINTS, Unread
+from vaebench.models.adapt.ways import Said, Source, other_shapes, shaped
+from vaebench.models.protocol import reason
+
+
+class Silent(TorchFunctionMode):
+    """Within this, noise that is added to mu is 0: z is mu."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Call a function of torch; zeros in place of random numbers."""
+        kwargs = kwargs or {}
+        if func in (torch.randn, torch.rand):
+            return torch.zeros(*args, **{n: v for n, v in kwargs.items() if n != "generator"})
+        if func in (torch.randn_like, torch.rand_like):
+            return torch.zeros_like(*args, **kwargs)
+        if func is Tensor.normal_:
+            return args[0].zero_()
+        if func is torch.normal and args and isinstance(args[0], Tensor):
+            return args[0].clone()
+        return func(*args, **kwargs)
+
+
+class Trial:
+    """A model in one mode, and a few images.
+
+    Args:
+        model: in the mode that it is tried in; whoever tries it puts it back.
+        x: (B, ...) images.
+        likelihood: what it is wanted for.
+        said: what the caller says of it.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, likelihood: str, said: Said) -> None:
+        self.model, self.x, self.likelihood, self.said = model, x, likelihood, said
+        self.name = type(model).__name__
+        self.notes: list[str] = []
+        self.latent: tuple[int, ...] = ()  # of an image's z, once encoded
+        self.generator = torch.Generator(x.device).manual_seed(0)
+        self.buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+
+    def run(self, work: Callable[[], Any], seed: int = 0) -> Any:
+        """Do some work of the model's, from the same buffers and the same random state."""
+        for buffer, value in self.buffers:
+            buffer.copy_(value)
+        torch.default_generator.manual_seed(seed)
+        if self.x.is_cuda:
+            torch.cuda.manual_seed(seed)
+        return work()
+
+    def noise(self, *shape: int) -> Tensor:
+        """Standard-normal numbers that no generator of the caller's is used for."""
+        return torch.randn(shape, generator=self.generator, device=self.x.device)
+
+    def sources(self, given: Source | None, names: tuple[str, ...]) -> Iterator[Source]:
+        """What may be called: what the caller says, else whatever has one of the usual names."""
+        if given is not None:
+            yield given
+            return
+        children = {name.lower(): name for name, _ in self.model.named_children()}
+        for name in names:
+            found = name if callable(getattr(self.model, name, None)) else children.get(name)
+            if found:
+                yield found
+
+    def method(self, source: Source) -> Any:
+        """What a source is."""
+        return getattr(self.model, source) if isinstance(source, str) else source
+
+    def received(self, source: Source, count: int) -> list[str | None]:
+        """What forward's own text calls the values that a source gives it."""
+        return received_names(self.model, source, count) if isinstance(source, str) else []
+
+    def forward(self) -> tuple[list[str | None], list[Tensor]] | None:
+        """Names and tensors that forward gives for the images where z is mu; None if it fails."""
+        if type(self.model).forward is nn.Module.forward:
+            return None
+        for shape in (None, *other_shapes(self.x)):
+            try:
+                with Silent():
+                    value = self.run(partial(self.model, shaped(self.x, shape)))
+            except Exception:  # it may want anything else beside x
+                continue
+            return _flat(value, self.model)
+        return None
+
+    def refused(self, method: str, faults: list[tuple[Source, Exception]]) -> InputError:
+        """Say what was wrong with the first of the sources tried, and what would help."""
+        if not faults:
+            argument = "x" if method == "encode" else "z"
+            return InputError(
+                f"{self.name} has no method {method}(), nor a part of such a name: say what does "
+                f"it, as vaebench.adapt(model, {method}=lambda {argument}: ...)"
+            )
+        source, fault = faults[0]
+        if isinstance(fault, Unread):
+            hint = f": {HINTS[method]}" if fault.helped else ""
+            refusal = InputError(f"{self.name}: {called_by(source)} gave {fault}{hint}")
+        elif method == "encode":
+            refusal = InputError(
+                f"{self.name} does not take images of shape {tuple(self.x.shape[1:])}: "
+                f"{called_by(source)} raised {reason(fault)}"
+            )
+        else:
+            refusal = InputError(
+                f"{self.name}: {called_by(source)} raised {reason(fault)} for z of shape "
+                f"{self.latent}; if it is to be called otherwise, say how: "
+                "vaebench.adapt(model, decode=lambda z: ...)"
+            )
+        refusal.__cause__ = fault
+        return refusal
+
+
+def called_by(source: Source) -> str:
+    """The name of a source."""
+    return source if isinstance(source, str) else getattr(source, "__name__", "the function given")
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers but for rounding."""
+    return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=1e-4, atol=1e-5)
+
+
+def _flat(value: Any, model: nn.Module) -> tuple[list[str | None], list[Tensor]]:
+    """The tensors among what forward gave, with their names."""
+    pairs: list[tuple[str | None, Any]]
+    if isinstance(value, Tensor):
+        return [None], [value]
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+        pairs = list(zip(returned_names(model, len(value)), value, strict=True))
+    else:
+        pairs = [(name, follow(value, (step,))) for name, step in (parts(value) or {}).items()]
+    names: list[str | None] = []
+    tensors: list[Tensor] = []
+    for name, item in pairs:
+        inner = ([name], [item]) if isinstance(item, Tensor) else _flat(item, nn.Identity())
+        names += inner[0]
+        tensors += inner[1]
+    return names, tensors

@@ -1,0 +1,120 @@
+"""A thread of its own for what computes, so that the caller's threads stay as they are.
+
+Settings of threads (whether denormals are zero) are inherited by the workers that a thread makes
+for its parallel regions. A new thread has new workers.
+"""
+
+import ctypes
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+
+from vaebench.system.fork import forked
+
+T = TypeVar("T")
+
+
+def release_workers() -> bool:
+    """End the calling thread's pool of OpenMP workers; the next parallel region makes another.
+
+    Two pools are more threads than cores. GNU's OpenMP then lets waiting threads sleep instead of
+    spin, and a step, with its dozens of short parallel regions, takes more than twice as long.
+
+    Returns:
+        Whether there is an OpenMP runtime that can do so (``omp_pause_resource_all`` of OpenMP 5).
+    """
+    if forked():  # OpenMP believes in the parent's workers, and would wait for ever
+        return False
+    try:
+        pause = ctypes.CDLL(None).omp_pause_resource_all
+    except (AttributeError, OSError, TypeError):
+        return False
+    soft = 1  # omp_pause_soft: keep settings such as the number of threads
+    return int(pause(soft)) == 0
+
+
+def run_apart(work: Callable[[], T], *prepare: Callable[[], None]) -> T:
+    """Run one piece of work in a thread of its own, which is prepared first."""
+    with Worker(prepare) as worker:
+        return worker.run(work)
+
+
+def after_fork() -> str | None:
+    """Compute with one thread in a process that was forked: more would wait for the parent's.
+
+    Returns:
+        A line that says so, if this changed anything.
+    """
+    if not forked() or torch.get_num_threads() == 1:
+        return None
+    torch.set_num_threads(1)
+    return "a forked process computes with one thread: start processes by spawn to have more"
+
+
+class Worker:
+    """A thread that runs what it is given, call by call, while the caller waits.
+
+    Args:
+        prepare: called in the thread before anything else.
+        on_interrupt: called, in the calling thread, when Ctrl-C arrives while it waits. It should
+            ask the work to stop, which is then waited for; a second Ctrl-C is raised at once.
+
+    The number of threads for parallel regions is the calling thread's: torch would give a new
+    thread its default.
+    """
+
+    def __init__(
+        self,
+        prepare: Sequence[Callable[[], None]] = (),
+        on_interrupt: Callable[[], None] | None = None,
+    ) -> None:
+        self.prepare, self.on_interrupt = prepare, on_interrupt
+        self.threads = torch.get_num_threads()
+        self.interrupted = False
+        self._calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="vaebench-training", daemon=True)
+
+    def __enter__(self) -> "Worker":
+        release_workers()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._calls.put(None)
+        if not isinstance(error, KeyboardInterrupt):  # it may still be computing
+            self._thread.join()
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Run ``work`` in the thread and give its result, or raise what it raised."""
+        future: Future[T] = Future()
+        self._calls.put((work, future))
+        while True:
+            try:
+                return future.result()
+            except KeyboardInterrupt:
+                if future.done() or self.on_interrupt is None or self.interrupted:
+                    raise
+                self.interrupted = True
+                self.on_interrupt()
+
+    def _serve(self) -> None:
+        torch.set_num_threads(self.threads)
+        for call in self.prepare:
+            call()
+        while (job := self._calls.get()) is not None:
+            work, future = job
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+            del work, future, job

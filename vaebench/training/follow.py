@@ -1,0 +1,108 @@
+"""The engine that trains, kept true to the model: what is changed between epochs is followed.
+
+An engine is made for the model as it is. A callback, or the model's own code, may change anything
+between two epochs: an attribute, a mode, a hook, a frozen layer, a parameter's memory. So the model
+is looked through as each epoch begins, and if it is not as the last one left it, an engine is made
+anew for what it is now, from the optimiser's state on.
+"""
+
+from typing import Any, cast
+
+from torch import nn
+
+from vaebench.config import FastConfig, TrainConfig, without
+from vaebench.engine import Engine
+from vaebench.fast.build import make_engine
+from vaebench.fast.register import TECHNIQUES
+from vaebench.models.snapshot import changes, fingerprint
+from vaebench.problem import Problem
+from vaebench.reference import ReferenceEngine
+from vaebench.system.distributed import Group
+
+# Engines made anew with all techniques; a model that is changed more often is trained by its own
+# code, step by step, which follows it without being made anew.
+MOST_TIMES = 2
+
+
+class Follower:
+    """An engine for a problem; :meth:`follow` before every epoch, :meth:`left` after it.
+
+    Args:
+        problem: what is trained on what.
+        config: which engine, and what is asked of the fast one.
+        group: the processes that train together; None: this one.
+    """
+
+    def __init__(self, problem: Problem, config: TrainConfig, group: Group | None) -> None:
+        self.problem, self.config, self.group = problem, config, group
+        self.times = 0
+        self.notes: list[str] = list(problem.notes)
+        self.actual: dict[str, Any] = {}
+        self.engine: Engine
+        if config.run.engine == "reference":
+            self.engine = _reference(problem)
+            self.actual = {"compile": False, "amp": "float32"}
+        else:
+            built = make_engine(problem, config.fast, group)
+            self.engine, self.actual = built.engine, built.actual
+            self.notes += built.notes
+        self.left()
+
+    def left(self) -> None:
+        """Remember the model as the training leaves it."""
+        self.before = fingerprint(self.problem.model)
+
+    def follow(self) -> list[str]:
+        """Make an engine for the model as it is now, if it is not as it was left; say so in lines.
+
+        Raises:
+            InputError: the model can no longer be trained.
+        """
+        changed = changes(self.before, fingerprint(self.problem.model))
+        if not changed:
+            return []
+        self.times += 1
+        what = ", ".join(changed[:3]) + f" and {len(changed) - 3} more" * (len(changed) > 3)
+        self.problem = self.problem.again()
+        if isinstance(self.engine, ReferenceEngine):
+            self.engine.follow(self.problem.params)
+            return []
+        fast, how = self.config.fast, "an engine was made anew"
+        if self.times > MOST_TIMES:
+            fast, how = _plain(fast), "trained eagerly from here on, which follows every change"
+        built = make_engine(
+            self.problem,
+            fast,
+            self.group,
+            self.engine.optimizer.following(self.problem.params),  # type: ignore[attr-defined]
+        )
+        self.engine = built.engine
+        told = [] if self.times > MOST_TIMES + 1 else [f"the model was changed ({what}): {how}"]
+        new = [note for note in built.notes if note not in self.notes]
+        self.notes += new
+        self.actual |= built.actual
+        return told + new
+
+
+def _plain(fast: FastConfig) -> FastConfig:
+    """Nothing but the plain step, in the precision that was asked for."""
+    kept = ("amp", "tf32")
+    return without(fast, *(t.name for t in TECHNIQUES if t.kind != "thread" and t.name not in kept))
+
+
+def _reference(problem: Problem) -> ReferenceEngine:
+    objective, optimizer = problem.objective, problem.optimizer
+    return ReferenceEngine(
+        cast(nn.Module, problem.vae),
+        problem.images,
+        labels=problem.labels,
+        batch_size=optimizer.batch_size,
+        lr=optimizer.lr,
+        likelihood=objective.likelihood,
+        sigma=objective.sigma,
+        beta=objective.beta,
+        device=problem.device,
+        bound=objective.bound,
+        optimizer=optimizer.name,
+        adam_eps=optimizer.adam_eps,
+    )
