@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from tests.fast.tape import TapeCapture
-from vaebench import fast
+from vaebench.fast import build, graph
 from vaebench.fast.graph import GraphEngine
+from vaebench.fast.register import TECHNIQUES
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -36,7 +37,11 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Load:
 def report(load: Load, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Give the report's module, with graphs on the CPU and without what compiles."""
     module = load("cuda_report")
-    monkeypatch.setattr(fast, "capture_for", TapeCapture)
+    here = [
+        dataclasses.replace(t, devices=("cpu",)) if t.name == "graph" else t for t in TECHNIQUES
+    ]
+    monkeypatch.setattr(build, "TECHNIQUES", here)
+    monkeypatch.setattr(graph, "capture_for", lambda device: TapeCapture())
     monkeypatch.setattr(GraphEngine, "pays", True)
     kept = {n: t for n, t in module.TECHNIQUES.items() if not t.words.get("compile")}
     monkeypatch.setattr(module, "TECHNIQUES", kept)

@@ -1,10 +1,11 @@
 """The fast path's promises beyond equal numbers: one graph, no recompiling, no traces left."""
 
-import _thread
 import copy
 import dataclasses
+import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,7 +220,9 @@ def test_the_worker_asks_the_work_to_stop_on_ctrl_c() -> None:
     stop = threading.Event()
 
     def work() -> bool:
-        _thread.interrupt_main()
+        time.sleep(0.1)  # by then it is waited for
+        # Not _thread.interrupt_main(), which wakes nobody who waits for a lock.
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         return stop.wait(10)
 
     with Worker(on_interrupt=stop.set) as worker:

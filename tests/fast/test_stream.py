@@ -29,8 +29,14 @@ CHUNKS = (1, 3 * BATCH * EACH, 10**9)
 @pytest.fixture
 def small_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no images fit on the device."""
+    _fill(monkeypatch)
+
+
+def _fill(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (problem, trainer, loader):
         monkeypatch.setattr(module, "fits", lambda images, device: False)
+    # On the CPU they would be where the model is, all the same.
+    monkeypatch.setattr(problem.Problem, "resident", False)
 
 
 def _engine(images: Tensor, device: torch.device, **words: Any) -> StepEngine:
@@ -61,7 +67,7 @@ def test_streamed_steps_are_the_resident_ones(
 ) -> None:
     resident = _engine(strokes, device, samples=samples)
     monkeypatch.setattr(streaming, "CHUNK", chunk)
-    monkeypatch.setattr(problem, "fits", lambda images, device: False)
+    _fill(monkeypatch)
     streamed = _engine(strokes, device, samples=samples)
     assert isinstance(streamed, StreamEngine)
     assert streamed.images.device == CPU
@@ -100,8 +106,7 @@ def test_fit_streams_what_does_not_fit_and_says_so(
 ) -> None:
     resident, expected = _fit(strokes, binarize=binarize)
     assert resident.actual["data_on"] == "device"
-    for module in (problem, trainer):
-        monkeypatch.setattr(module, "fits", lambda images, device: False)
+    _fill(monkeypatch)
     monkeypatch.setattr(streaming, "room", lambda device: 2e6)
     streamed, found = _fit(strokes, binarize=binarize)
     assert streamed.actual["data_on"] == "host, streamed"
