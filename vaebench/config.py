@@ -283,9 +283,17 @@ class RunConfig:
         check_switch("--quiet", self.quiet)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class TrainConfig:
-    """One training, complete; see the groups for what there is to settle."""
+    """One training, complete; see the groups for what there is to settle.
+
+    Made of groups, of options by their flat names, or of both:
+    ``TrainConfig(epochs=3, run=RunConfig(seed=1))``.
+
+    Raises:
+        InputError: a value that cannot be.
+        TypeError: no such option; names it.
+    """
 
     workload: str = option("mlp", "named recipe that sets the defaults of the options below")
     data: DataConfig = DataConfig()
@@ -295,7 +303,24 @@ class TrainConfig:
     fast: FastConfig = _NOTHING_SAID
     run: RunConfig = RunConfig()
 
-    def __post_init__(self) -> None:
+    def __init__(self, **given: Any) -> None:
+        groups: dict[str, Any] = {each.name: each.default for each in dataclasses.fields(self)}
+        for name, default in groups.items():
+            if name in given and type(given[name]) is type(default) and name != "workload":
+                groups[name] = given.pop(name)
+        changes: dict[str, dict[str, Any]] = {}
+        for name, value in given.items():
+            if name not in OPTIONS:
+                raise TypeError(f"there is no option {name!r}")
+            group, leaf = OPTIONS[name]
+            changes.setdefault(group, {})[leaf] = value
+        groups |= changes.pop("", {})
+        groups |= {g: dataclasses.replace(groups[g], **c) for g, c in changes.items()}
+        for name, value in groups.items():
+            object.__setattr__(self, name, value)
+        self._check()
+
+    def _check(self) -> None:
         _check_choice("workload", self.workload, tuple(WORKLOADS))
         if self.objective.likelihood == "bernoulli" and self.objective.sigma != 1:
             raise InputError(
@@ -318,19 +343,11 @@ class TrainConfig:
             InputError: a value that cannot be.
             TypeError: no such option; names it.
         """
-        return cls().replace(**options)
+        return cls(**options)
 
     def replace(self, **options: Any) -> "TrainConfig":
         """Give this config with other values for some options; raises as :meth:`of`."""
-        changes: dict[str, dict[str, Any]] = {}
-        for name, value in options.items():
-            if name not in OPTIONS:
-                raise TypeError(f"there is no option {name!r}")
-            group, leaf = OPTIONS[name]
-            changes.setdefault(group, {})[leaf] = value
-        own = changes.pop("", {})
-        groups = {g: dataclasses.replace(getattr(self, g), **c) for g, c in changes.items()}
-        return dataclasses.replace(self, **groups, **own)
+        return type(self)(**{**self.options(), **options})
 
     def options(self) -> dict[str, Any]:
         """All options by their flat names."""

@@ -1,7 +1,8 @@
 """fit, evaluate and the model as a library's user meets them."""
 
-import _thread
 import math
+import signal
+import threading
 from typing import Any
 
 import numpy as np
@@ -190,7 +191,7 @@ def test_ctrl_c_ends_after_the_epoch(strokes: Tensor) -> None:
         def decode(self, z: Tensor) -> Tensor:
             if armed:
                 armed.clear()
-                _thread.interrupt_main()
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             return super().decode(z)
 
     model = Interrupting((28, 28), (16,), 4)
