@@ -32,6 +32,7 @@ class Problem:
         latent_dim: Z.
         params: those that the loss depends on, and that want a gradient.
         sample_batch: (2, ...) float32, the first images as the model takes them; a copy.
+        resident: whether the images are kept where the model is; else they are streamed.
         steady: whether a step changes nothing of the model's but tensors: else only its own code,
             run step by step, does what it does.
         notes: a line for each thing that was found out, and that the user should know.
@@ -47,6 +48,7 @@ class Problem:
     latent_dim: int
     params: list[Tensor]
     sample_batch: Tensor
+    resident: bool = True
     steady: bool = True
     notes: tuple[str, ...] = ()
 
@@ -59,11 +61,6 @@ class Problem:
     def batch_size(self) -> int:
         """Images of a step."""
         return self.optimizer.batch_size
-
-    @property
-    def resident(self) -> bool:
-        """Whether the images are where the model is; else they are streamed."""
-        return self.images.device == self.device
 
     @property
     def batch_sizes(self) -> list[int]:
@@ -114,7 +111,7 @@ class Problem:
             )
         return cls(
             model, as_vae(vae), images, labels, objective, optimizer, device, latent_dim, params, x,
-            steady=not unsteady, notes=tuple(notes),
+            resident=resident, steady=not unsteady, notes=tuple(notes),
         )  # fmt: skip
 
     def again(self) -> "Problem":

@@ -2,10 +2,10 @@
 
 import copy
 import dataclasses
+import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -220,13 +220,42 @@ def test_the_worker_asks_the_work_to_stop_on_ctrl_c() -> None:
     stop = threading.Event()
 
     def work() -> bool:
-        time.sleep(0.1)  # by then it is waited for
         # Not _thread.interrupt_main(), which wakes nobody who waits for a lock.
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         return stop.wait(10)
 
     with Worker(on_interrupt=stop.set) as worker:
         assert worker.run(work)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_second_ctrl_c_is_raised() -> None:
+    asked = []
+    with pytest.raises(KeyboardInterrupt), Worker(on_interrupt=lambda: asked.append(1)):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked == [1]
+        os.kill(os.getpid(), signal.SIGINT)
+    assert asked == [1]
+
+
+def test_a_callers_own_handler_keeps_ctrl_c() -> None:
+    seen = []
+    before = signal.signal(signal.SIGINT, lambda *_: seen.append("caller"))
+    try:
+        with Worker(on_interrupt=lambda: seen.append("worker")):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == ["caller"]
+
+
+def test_workers_within_workers_take_ctrl_c_in_turn() -> None:
+    seen = []
+    with Worker(on_interrupt=lambda: seen.append("outer")):
+        with Worker(on_interrupt=lambda: seen.append("inner")):
+            os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert seen == ["inner", "outer"]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,6 @@ def _fill(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (problem, trainer, loader):
         monkeypatch.setattr(module, "fits", lambda images, device: False)
     # On the CPU they would be where the model is, all the same.
-    monkeypatch.setattr(problem.Problem, "resident", False)
 
 
 def _engine(images: Tensor, device: torch.device, **words: Any) -> StepEngine:

@@ -30,7 +30,8 @@ from vaebench.runs.checkpoints import Checkpoints, find, mark_of, read
 from vaebench.runs.folder import METRICS, MODEL, RunFolder
 from vaebench.runs.lock import LOCK
 from vaebench.runs.storage import write_tensors
-from vaebench.training.fit import fit
+from vaebench.training.fit import Training, fit
+from vaebench.training.follow import Follower
 
 TIMES = ("seconds", "images_per_second")
 
@@ -514,11 +515,13 @@ def test_interrupted_between_checkpoints(
 def test_interrupted_before_the_first_epoch(
     npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(work: Any, *, flush: bool, on_interrupt: Any) -> None:
-        on_interrupt()
-        work()
+    build = Training._build
 
-    monkeypatch.setattr("vaebench.training.fit.run_flushed", interrupted)
+    def interrupted(*args: Any) -> Follower:
+        os.kill(os.getpid(), signal.SIGINT)
+        return build(*args)
+
+    monkeypatch.setattr(Training, "_build", interrupted)
     config = parse(["--data", str(npz), "--out", str(tmp_path / "run")])
     with pytest.raises(KeyboardInterrupt) as caught, _as_we_were():
         train(config)

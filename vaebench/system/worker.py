@@ -5,6 +5,7 @@ for its parallel regions. A new thread has new workers.
 """
 
 import ctypes
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -61,8 +62,9 @@ class Worker:
 
     Args:
         prepare: called in the thread before anything else.
-        on_interrupt: called, in the calling thread, when Ctrl-C arrives while it waits. It should
-            ask the work to stop, which is then waited for; a second Ctrl-C is raised at once.
+        on_interrupt: called, in the calling thread, at the first Ctrl-C while the worker lasts. It
+            should ask the work to stop, which is then waited for; a second Ctrl-C is raised at
+            once. A handler of the caller's own, other than Python's, keeps the signal.
 
     The number of threads for parallel regions is the calling thread's: torch would give a new
     thread its default.
@@ -75,13 +77,17 @@ class Worker:
     ) -> None:
         self.prepare, self.on_interrupt = prepare, on_interrupt
         self.threads = torch.get_num_threads()
-        self.interrupted = False
+        self._handlers: dict[int, Any] = {}
         self._calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="vaebench-training", daemon=True)
 
     def __enter__(self) -> "Worker":
         release_workers()
         self._thread.start()
+        if self.on_interrupt and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if _raises_at_once(signal.getsignal(number)):
+                    self._handlers[number] = signal.signal(number, self._interrupt)
         return self
 
     def __exit__(
@@ -90,6 +96,7 @@ class Worker:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._give_back()
         self._calls.put(None)
         if not isinstance(error, KeyboardInterrupt):  # it may still be computing
             self._thread.join()
@@ -98,14 +105,18 @@ class Worker:
         """Run ``work`` in the thread and give its result, or raise what it raised."""
         future: Future[T] = Future()
         self._calls.put((work, future))
-        while True:
-            try:
-                return future.result()
-            except KeyboardInterrupt:
-                if future.done() or self.on_interrupt is None or self.interrupted:
-                    raise
-                self.interrupted = True
-                self.on_interrupt()
+        return future.result()
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        """Python runs this between any two instructions: nothing is raised from amid them."""
+        assert self.on_interrupt
+        self._give_back()  # the second one is raised
+        self.on_interrupt()
+
+    def _give_back(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
 
     def _serve(self) -> None:
         torch.set_num_threads(self.threads)
@@ -118,3 +129,10 @@ class Worker:
             except BaseException as error:
                 future.set_exception(error)
             del work, future, job
+
+
+def _raises_at_once(handler: Any) -> bool:
+    """Whether it is Python's, or that of a worker around this one."""
+    return handler is signal.default_int_handler or isinstance(
+        getattr(handler, "__self__", None), Worker
+    )
