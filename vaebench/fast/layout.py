@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-# Of a matrix (H, D) and of a convolution's weight (O, C, U, V), as they lie in memory.
-COLUMNS, CHANNELS_LAST = (1, 0), (0, 2, 3, 1)
+COLUMNS = (1, 0)  # of a matrix (H, D), as it lies in memory
 
 
 def laid_out_as(params: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:

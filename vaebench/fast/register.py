@@ -60,7 +60,7 @@ TECHNIQUES = (
     Technique("flush_denormal", "treat denormal numbers as zero", CPU, kind="thread"),
     Technique("tf32", "float32 products with factors of 10 bits; faster, not equal to float32", CUDA, default=False),
     Technique("amp", "autocast: auto (the default of the bare flag) uses bf16 where this device gains from it by measurement; bf16 forces it", default=None, option=_AMP),
-    Technique("products", "compute small convolutions as matrix products, where that pays", CPU),
+    Technique("products", "convolve small images by kernels, where that pays", CPU),
     Technique("persistent", "train the fully connected network by one Triton kernel that goes through many steps", CUDA, default=False),
     Technique("triton", "train the fully connected network by five Triton kernels a step", CUDA, default=False),
     Technique("native", "compile the fully connected network by a kernel written for it", CPU, needs="compile"),

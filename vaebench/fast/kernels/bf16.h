@@ -24,18 +24,25 @@ inline void store_bf16(float* to, vec x) {
   std::memcpy((void*)to, (const void*)&bf16, sizeof bf16);
 }
 
-inline vec fma_pairs(vec sum, pair left, ivec right) {
-  return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(left), (__m512bh)right);
+inline vec fma_pairs(vec sum, ivec left, ivec right) {
+  return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)right);
 }
 #else
 constexpr bool BF16 = false;
 
 inline ivec pack_pairs(vec, vec) { return ivec{}; }
 inline void store_bf16(float*, vec) {}
-inline vec fma_pairs(vec sum, pair, ivec) { return sum; }
+inline vec fma_pairs(vec sum, ivec, ivec) { return sum; }
 #endif
 
+inline uint16_t to_bf16(float x) {
+  float pair[LANES / 2];
+  store_bf16(pair, broadcast(x));
+  return ((const uint16_t*)pair)[0];
+}
+
 inline ivec& pairs_at(float* p) { return *(ivec*)p; }
+inline ivec broadcast(pair value) { return ivec{} + value; }
 
 // One layer's values in pairs, to be multiplied forward, backward, and for its weights' gradient.
 struct Bf16 {

@@ -75,26 +75,4 @@ void add_group(const Lists& x, long block, long group, const float* grad, long w
   std::memcpy((void*)sum, (void*)own, sizeof own);
 }
 
-template <int N>
-struct Width {
-  static constexpr int vectors = N;
-};
-
-// Call `use` with the number of vectors, one to ten, as a constant.
-template <class Use>
-void with_width(long vectors, Use use) {
-  switch (vectors) {
-    case 1: return use(Width<1>());
-    case 2: return use(Width<2>());
-    case 3: return use(Width<3>());
-    case 4: return use(Width<4>());
-    case 5: return use(Width<5>());
-    case 6: return use(Width<6>());
-    case 7: return use(Width<7>());
-    case 8: return use(Width<8>());
-    case 9: return use(Width<9>());
-    default: return use(Width<10>());
-  }
-}
-
 }  // namespace

@@ -24,6 +24,7 @@ typedef int32_t ivec __attribute__((vector_size(LANES * 4), aligned(4), may_alia
 constexpr float LOWEST = -87.0f;  // exp of it is the least normal float, nearly
 
 constexpr long min(long a, long b) { return a < b ? a : b; }
+constexpr long max(long a, long b) { return a > b ? a : b; }
 constexpr long ceil_div(long n, long size) { return (n + size - 1) / size; }
 constexpr long round_up(long n, long to) { return ceil_div(n, to) * to; }
 
@@ -35,6 +36,16 @@ inline float horizontal_sum(vec x) {
   float sum = 0;
   for (int k = 0; k < LANES; k++) sum += x[k];
   return sum;
+}
+
+// The same, by halves: quicker, the terms in another order.
+inline float tree_sum(const vec& x) {
+  typedef float eight __attribute__((vector_size(32), aligned(4), may_alias));
+  typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
+  eight parts = *(const eight*)&x;
+  if constexpr (LANES == 16) parts += *((const eight*)&x + 1);
+  const four sum = *(const four*)&parts + *((const four*)&parts + 1);
+  return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
 #if !defined(__clang__)
@@ -71,11 +82,32 @@ inline void transpose(vec (&rows)[LANES]) {
 #endif
 }
 
+// The first `count` numbers of a vector, zeros after them; fewer than LANES.
+inline vec load_part(const float* from, long count) {
+#if defined(__AVX512F__)
+  return (vec)_mm512_maskz_loadu_ps((1 << count) - 1, from);
+#else
+  vec x = {};
+  std::memcpy((void*)&x, from, count * sizeof(float));
+  return x;
+#endif
+}
+
+inline void store_part(float* to, vec x, long count) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, (1 << count) - 1, (__m512)x);
+#else
+  std::memcpy(to, (const void*)&x, count * sizeof(float));
+#endif
+}
+
 // `columns` of W vectors' numbers; fewer at the right edge of a matrix.
 template <int W>
 inline void load(vec* to, const float* from, long columns) {
   if (columns >= W * LANES) {
     for (int k = 0; k < W; k++) to[k] = at(from + k * LANES);
+  } else if constexpr (W == 1) {
+    *to = load_part(from, columns);
   } else {
     std::memset((void*)to, 0, W * sizeof(vec));
     std::memcpy((void*)to, from, columns * sizeof(float));
@@ -86,6 +118,8 @@ template <int W>
 inline void store(float* to, const vec* from, long columns) {
   if (columns >= W * LANES) {
     for (int k = 0; k < W; k++) at(to + k * LANES) = from[k];
+  } else if constexpr (W == 1) {
+    store_part(to, *from, columns);
   } else {
     std::memcpy(to, (const void*)from, columns * sizeof(float));
   }
@@ -113,6 +147,28 @@ inline vec exp_nonpositive(vec t) {
   sum = sum * r + 1.0f;
   sum = sum * r + 1.0f;
   return sum * (vec)((n + 127) << 23);
+}
+
+template <int N>
+struct Width {
+  static constexpr int vectors = N;
+};
+
+// Call `use` with the number of vectors, one to ten, as a constant.
+template <class Use>
+void with_width(long vectors, Use use) {
+  switch (vectors) {
+    case 1: return use(Width<1>());
+    case 2: return use(Width<2>());
+    case 3: return use(Width<3>());
+    case 4: return use(Width<4>());
+    case 5: return use(Width<5>());
+    case 6: return use(Width<6>());
+    case 7: return use(Width<7>());
+    case 8: return use(Width<8>());
+    case 9: return use(Width<9>());
+    default: return use(Width<10>());
+  }
 }
 
 }  // namespace

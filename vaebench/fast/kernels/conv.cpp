@@ -1,0 +1,99 @@
+// Convolutions of small images, forward and backward; see products for the reasons.
+
+namespace {
+
+template <class T, class Number>
+void convolve(const Geometry& g, bool up, const Number* source, const float* weight,
+              const float* bias, Number* destination, float* workspace, int threads) {
+  const Convolution<T, Number> c(g, up, source, workspace, bias, destination);
+#pragma omp parallel num_threads(threads)
+  {
+    pack_weights<T>(c.weights, c.live, weight, workspace);
+    c.run();
+  }
+}
+
+template <class T, class Number>
+void weight_grad(const Geometry& g, const Number* large, const Number* small, float* grad,
+                 float* workspace, int threads) {
+  WeightGrad<T, Number> w(g);
+  float *first = workspace + w.sums_floats(), *second = first + w.floats(w.large);
+#pragma omp parallel num_threads(threads)
+  {
+    WeightGrad<T, Number> own = w;
+    own.prepare(own.large, large, first), own.prepare(own.small, small, second);
+    own.run(workspace);
+    unpack_grad(own.weights, own.live, workspace, grad);
+  }
+}
+
+inline float number(float x) { return x; }
+inline float number(uint16_t x) {
+  const uint32_t bits = (uint32_t)x << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+
+template <class Number>
+void channel_sums(long rows, long channels, const Number* x, float* sums, int threads) {
+  constexpr long PARTS = 64;
+  vector<float> parts(PARTS * channels);
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (long part = 0; part < PARTS; part++) {
+    float* sum = parts.data() + part * channels;
+    for (long row = part * rows / PARTS; row < (part + 1) * rows / PARTS; row++)
+      for (long k = 0; k < channels; k++) sum[k] += number(x[row * channels + k]);
+  }
+  for (long k = 0; k < channels; k++) sums[k] = 0;
+  for (long part = 0; part < PARTS; part++)
+    for (long k = 0; k < channels; k++) sums[k] += parts[part * channels + k];
+}
+
+}  // namespace
+
+// Whether bfloat16 images can be taken.
+extern "C" long vaebench_conv_bf16() { return BF16; }
+
+// Floats of workspace, on a multiple of 64 bytes.
+extern "C" long vaebench_conv_workspace(const Geometry* g, long up, long bf16) {
+  const Weights weights(*g, !up);
+  const LiveTaps live(*g);
+  return bf16 ? packed_floats<Pair>(weights, live) : packed_floats<Single>(weights, live);
+}
+
+extern "C" long vaebench_conv_grad_workspace(const Geometry* g, long bf16) {
+  return bf16 ? WeightGrad<Pair, uint16_t>(*g).workspace()
+              : WeightGrad<Single, float>(*g).workspace();
+}
+
+// destination = source convolved + bias (or null), from the large image down to the small one, or
+// up. bfloat16 images have an even number of channels at the source.
+extern "C" void vaebench_conv(const Geometry* g, long up, long bf16, const void* source,
+                              const float* weight, const float* bias, void* destination,
+                              float* workspace, long threads) {
+  if (bf16)
+    convolve<Pair>(*g, up, (const uint16_t*)source, weight, bias, (uint16_t*)destination, workspace,
+                   threads);
+  else
+    convolve<Single>(*g, up, (const float*)source, weight, bias, (float*)destination, workspace,
+                     threads);
+}
+
+extern "C" void vaebench_conv_weight_grad(const Geometry* g, long bf16, const void* large,
+                                          const void* small, float* grad, float* workspace,
+                                          long threads) {
+  if (bf16)
+    weight_grad<Pair>(*g, (const uint16_t*)large, (const uint16_t*)small, grad, workspace, threads);
+  else
+    weight_grad<Single>(*g, (const float*)large, (const float*)small, grad, workspace, threads);
+}
+
+// sums (channels) of rows (rows, channels): the sums of some rows each, added up in order.
+extern "C" void vaebench_channel_sums(long rows, long channels, long bf16, const void* x,
+                                      float* sums, long threads) {
+  if (bf16)
+    channel_sums(rows, channels, (const uint16_t*)x, sums, threads);
+  else
+    channel_sums(rows, channels, (const float*)x, sums, threads);
+}

@@ -1,0 +1,263 @@
+// The gradient of a convolution's weights: for each tap, the sum over positions and images of what
+// it met in the large image times what it gave in the small one.
+
+namespace {
+
+// One of the loops over positions and images: how often, and how far each operand moves on.
+struct Loop {
+  long count, row_step, vector_step;
+};
+
+// Sums of H rows and W vectors over three loops; added to those of the images before, if any: a
+// sum of sums is off by less than one long sum.
+template <class T, int H, int W>
+void multiply_positions(const typename T::element* rows, const float* vectors, const Loop* loops,
+                        float* to, long step, bool add) {
+  vec sum[H][W];
+  for (int m = 0; m < H; m++)
+    for (int n = 0; n < W; n++) sum[m][n] = vec{};
+  for (long i = 0; i < loops[0].count; i++)
+    for (long j = 0; j < loops[1].count; j++) {
+      const typename T::element* a = rows + i * loops[0].row_step + j * loops[1].row_step;
+      const float* b = vectors + i * loops[0].vector_step + j * loops[1].vector_step;
+      const long count = loops[2].count, a_step = loops[2].row_step, b_step = loops[2].vector_step;
+#pragma GCC unroll 2
+      for (long k = 0; k < count; k++, a += a_step, b += b_step) {
+        vec right[W];
+        for (int n = 0; n < W; n++) right[n] = at(b + n * LANES);
+        for (int m = 0; m < H; m++)
+          for (int n = 0; n < W; n++) sum[m][n] = T::fma(sum[m][n], broadcast(a[m]), right[n]);
+      }
+    }
+  for (int m = 0; m < H; m++)
+    for (int n = 0; n < W; n++) {
+      vec& total = at(to + m * step + n * LANES);
+      total = add ? total + sum[m][n] : sum[m][n];
+    }
+}
+
+// Sums of H taps and W vectors of one row: each tap has its own place in one of the operands.
+template <class T, int H, int W>
+void multiply_taps_apart(const typename T::element* row, const float* vectors, long row_apart,
+                         long vectors_apart, const Loop* loops, float* to, long step, bool add) {
+  vec sum[H][W];
+  for (int m = 0; m < H; m++)
+    for (int n = 0; n < W; n++) sum[m][n] = vec{};
+  for (long i = 0; i < loops[0].count; i++)
+    for (long j = 0; j < loops[1].count; j++) {
+      const typename T::element* a = row + i * loops[0].row_step + j * loops[1].row_step;
+      const float* b = vectors + i * loops[0].vector_step + j * loops[1].vector_step;
+      for (long k = 0; k < loops[2].count; k++) {
+        for (int m = 0; m < H; m++)
+          for (int n = 0; n < W; n++)
+            sum[m][n] = T::fma(sum[m][n], broadcast(a[m * row_apart]),
+                               at(b + m * vectors_apart + n * LANES));
+        a += loops[2].row_step, b += loops[2].vector_step;
+      }
+    }
+  for (int m = 0; m < H; m++)
+    for (int n = 0; n < W; n++) {
+      vec& total = at(to + m * step + n * LANES);
+      total = add ? total + sum[m][n] : sum[m][n];
+    }
+}
+
+// One side's images as the products read them: channels rounded up where they are vectors; in
+// bfloat16 pairs of neighbouring images.
+struct Operand {
+  const float* values;
+  long channels, width, image, row, column;  // in elements: of a pixel, an image, and so on
+
+  Operand(const long* size, long channels, long width)
+      : values(nullptr),
+        channels(channels),
+        width(width),
+        image(size[0] * size[1] * width),
+        row(size[1] * width),
+        column(width) {}
+};
+
+template <class T, class Number>
+struct WeightGrad {
+  const Geometry& g;
+  bool small_columns;  // whether vectors are of the small image's channels
+  LiveTaps live;
+  Weights weights;
+  Panels panels;
+  Operand large, small;
+  long images;  // or pairs of them
+
+  WeightGrad(const Geometry& g)
+      : g(g),
+        small_columns(prefers_small(g)),
+        live(g),
+        weights(g, small_columns),
+        panels(weights.columns),
+        large(g.large, g.large_channels, width_of(g.large_channels, !small_columns)),
+        small(g.small, g.small_channels, width_of(g.small_channels, small_columns)),
+        images(ceil_div(g.batch, T::depth)) {}
+
+  // Vectors go along the side that fills them better.
+  static bool prefers_small(const Geometry& g) {
+    const long small = g.small_channels, large = g.large_channels;
+    const long a = round_up(small, LANES) * large, b = round_up(large, LANES) * small;
+    return a != b ? a < b : small >= large;
+  }
+
+  static long width_of(long channels, bool vectors) {
+    return vectors ? round_up(channels, LANES) : channels;
+  }
+
+  bool copies(const Operand& side) const { return T::depth == 2 || side.width != side.channels; }
+  long floats(const Operand& side) const { return copies(side) ? images * side.image : 0; }
+  long sums_floats() const { return live.count() * weights.rows * panels.vectors * LANES; }
+  long workspace() const { return sums_floats() + floats(large) + floats(small); }
+
+  // Give an operand its place, and copy it there if it must be. For all threads of a team.
+  void prepare(Operand& side, const Number* from, float* to) const {
+    side.values = copies(side) ? to : (const float*)from;
+    if (!copies(side)) return;
+    const long pixels = side.image / side.width, size = pixels * side.channels;
+#pragma omp for schedule(static)
+    for (long job = 0; job < images * pixels; job++) {
+      const long image = job / pixels * T::depth;
+      const Number* pixel = from + image * size + job % pixels * side.channels;
+      float* place = to + job * side.width;
+      if constexpr (T::depth == 1)
+        std::memcpy(place, pixel, side.channels * sizeof(float));
+      else
+        interleave(pixel, image + 1 < g.batch ? pixel + size : nullptr, side.channels,
+                   (uint32_t*)place);
+      for (long k = side.channels; k < side.width; k++) place[k] = 0;
+    }
+  }
+
+  static void interleave(const uint16_t* even, const uint16_t* odd, long count, uint32_t* to) {
+    if (odd)
+      for (long k = 0; k < count; k++) to[k] = even[k] | (uint32_t)odd[k] << 16;
+    else
+      for (long k = 0; k < count; k++) to[k] = even[k];
+  }
+
+  // The small positions that a tap gives to, along one axis.
+  void range(int axis, long tap, long& first, long& count) const {
+    const long stride = g.stride[axis], start = g.padding[axis] - tap;
+    first = max(0, ceil_div(start, stride));
+    if (start < 0) first = 0;
+    const long past = g.large[axis] + start;  // stride * i < past
+    count = max(0, min(g.small[axis], past > 0 ? ceil_div(past, stride) : 0) - first);
+  }
+
+  long block_images() const {
+    constexpr long FLOATS = 1 << 16;
+    const long count = max(1, FLOATS / (large.image + small.image));
+    return ceil_div(images, ceil_div(images, count));
+  }
+
+  // Rows too few to fill a tile: neighbouring taps are taken together instead, row by row.
+  bool apart() const { return weights.rows <= 2; }
+
+  // Taps of a job: those of one row of the kernel that are neighbours.
+  long taps_at(long tap, long width) const {
+    if (!apart()) return 1;
+    long count = 1;
+    while (count < tile_rows(width) && tap + count < live.count() &&
+           live.taps[tap + count] == live.taps[tap] + count && live.taps[tap + count] % g.kernel[1])
+      count++;
+    return count;
+  }
+
+  struct Job {
+    long tap, taps, panel, row, rows;
+  };
+
+  vector<Job> jobs() const {
+    vector<Job> found;
+    for (long panel = 0; panel < panels.count; panel++) {
+      const long width = panels.width(panel), rows = weights.rows;
+      const long tiles = apart() ? rows : ceil_div(rows, tile_rows(width));
+      for (long tap = 0, taps; tap < live.count(); tap += taps) {
+        taps = taps_at(tap, width);
+        for (long tile = 0; tile < tiles; tile++) {
+          const long row = tile * rows / tiles;
+          found.push_back({tap, taps, panel, row, (tile + 1) * rows / tiles - row});
+        }
+      }
+    }
+    return found;
+  }
+
+  // sums (live taps, rows, columns rounded up). For all threads of a team; each has the same jobs
+  // for every block of images, in order.
+  void run(float* sums) const {
+    const long block = block_images();
+    const vector<Job> all = jobs();
+    for (long first = 0; first < images; first += block)
+#pragma omp for schedule(static) nowait
+      for (long j = 0; j < (long)all.size(); j++)
+        take(all[j], first, min(block, images - first), sums);
+#pragma omp barrier
+  }
+
+  void take(const Job& job, long first, long count, float* sums) const {
+    const long v = live.taps[job.tap] % g.kernel[1];
+    long start, end;  // columns that all the job's taps meet
+    shared_range(v, job.taps, start, end);
+    take_columns(job, job.tap, job.taps, start, end, first, count, sums, first > 0);
+    for (long tap = 0; job.taps > 1 && tap < job.taps; tap++) {
+      long own, columns;
+      range(1, v + tap, own, columns);
+      if (own < start)
+        take_columns(job, job.tap + tap, 1, own, min(start, own + columns), first, count, sums,
+                     true);
+      if (own + columns > end)
+        take_columns(job, job.tap + tap, 1, max(end, own), own + columns, first, count, sums, true);
+    }
+  }
+
+  void shared_range(long v, long taps, long& start, long& end) const {
+    start = 0, end = g.small[1];
+    for (long tap = 0; tap < taps; tap++) {
+      long own, columns;
+      range(1, v + tap, own, columns);
+      start = max(start, own), end = min(end, own + columns);
+    }
+    end = max(start, end);
+  }
+
+  // Add up what `taps` from `tap` on meet at the small image's columns from start to end.
+  void take_columns(const Job& job, long tap, long taps, long start, long end, long first,
+                    long count, float* sums, bool add) const {
+    const long u = live.taps[tap] / g.kernel[1], v = live.taps[tap] % g.kernel[1];
+    long y, rows;
+    range(0, u, y, rows);
+    const float* l = large.values + first * large.image +
+                     (y * g.stride[0] + u - g.padding[0]) * large.row +
+                     (start * g.stride[1] + v - g.padding[1]) * large.column;
+    const float* s = small.values + first * small.image + y * small.row + start * small.column;
+    const Operand &a = small_columns ? large : small, &b = small_columns ? small : large;
+    const long apart_a = small_columns ? large.column : 0, apart_b = large.column - apart_a;
+    const long row_step[2] = {large.row * g.stride[0], small.row};
+    const long column_step[2] = {large.column * g.stride[1], small.column};
+    const Loop over_images{count, a.image, b.image};
+    const Loop over_rows{rows, row_step[!small_columns], row_step[small_columns]};
+    const Loop over_columns{end - start, column_step[!small_columns], column_step[small_columns]};
+    const Loop by_image[3] = {over_images, over_rows, over_columns};
+    const Loop by_place[3] = {over_rows, over_columns, over_images};
+    const Loop* loops = end - start >= count ? by_image : by_place;
+    const auto* scalars = (const typename T::element*)(small_columns ? l : s) + job.row;
+    const float* vectors = (small_columns ? s : l) + panels.first(job.panel) * LANES;
+    const long step = panels.vectors * LANES;
+    float* to = sums + (tap * weights.rows + job.row) * step + panels.first(job.panel) * LANES;
+    with_tile(apart() ? taps : job.rows, panels.width(job.panel), [&](auto h, auto w) {
+      constexpr int H = decltype(h)::vectors, W = decltype(w)::vectors;
+      if (apart())
+        multiply_taps_apart<T, H, W>(scalars, vectors, apart_a, apart_b, loops, to,
+                                     weights.rows * step, add);
+      else
+        multiply_positions<T, H, W>(scalars, vectors, loops, to, step, add);
+    });
+  }
+};
+
+}  // namespace

@@ -1,0 +1,265 @@
+"""Convolutions as operators that autograd and the compiler know, and that give the same everywhere.
+
+``vaebench::conv2d`` and ``vaebench::conv_transpose2d`` are each the gradient of the other by its
+input. They take images in float32 or bfloat16 and weights in float32, and add up in float32.
+Images may lie in memory as they like; results lie channels last. The kernels (``conv.cpp``) are
+C++, built when they are first used; the CPU only.
+"""
+
+import threading
+from collections.abc import Sequence
+from ctypes import Structure, byref, c_long, c_void_p
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vaebench.system.toolchain import load_kernels
+
+SOURCES = (
+    "vectors.h", "bf16.h", "conv.h", "conv_pack.h", "conv_apply.h", "conv_grad.h", "conv.cpp",
+)  # fmt: skip
+ALIGNMENT = 64  # bytes, a line of the cache
+
+
+class _Geometry(Structure):
+    _fields_ = (
+        *((name, c_long) for name in ("batch", "large_channels", "small_channels")),
+        *((name, c_long * 2) for name in ("large", "small", "kernel", "stride", "padding")),
+    )
+
+
+class _Shape(NamedTuple):
+    """A convolution from a large image down to a small one, or the other way up."""
+
+    batch: int
+    large_channels: int
+    small_channels: int
+    large: tuple[int, ...]
+    small: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+
+
+@cache
+def _kernel() -> Any:
+    """Load conv.cpp."""
+    library = load_kernels(*SOURCES)
+    for name in ("workspace", "grad_workspace", "bf16"):
+        getattr(library, f"vaebench_conv_{name}").restype = c_long
+    library.vaebench_conv_workspace.argtypes = [c_void_p, c_long, c_long]
+    library.vaebench_conv_grad_workspace.argtypes = [c_void_p, c_long]
+    library.vaebench_conv.argtypes = [c_void_p, c_long, c_long, *[c_void_p] * 5, c_long]
+    library.vaebench_conv_weight_grad.argtypes = [c_void_p, c_long, *[c_void_p] * 4, c_long]
+    library.vaebench_channel_sums.argtypes = [c_long] * 3 + [c_void_p] * 2 + [c_long]
+    return library
+
+
+def build() -> None:
+    """Build the kernels, or find them built.
+
+    Raises:
+        vaebench.system.toolchain.CompileError: they cannot be built.
+    """
+    _kernel()
+
+
+def supports_bf16() -> bool:
+    """Whether this processor multiplies bfloat16; else it is widened, and multiplied as float32."""
+    return bool(_kernel().vaebench_conv_bf16())
+
+
+def conv2d_size(size: Sequence[int], kernel: Sequence[int], stride: Sequence[int],
+                padding: Sequence[int]) -> list[int]:  # fmt: skip
+    """Height and width of what a convolution gives."""
+    return [
+        (n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, kernel, stride, padding, strict=True)
+    ]
+
+
+class _Prepared(NamedTuple):
+    geometry: _Geometry
+    workspace: int  # floats
+
+
+@cache
+def _prepared(shape: _Shape, up: bool | None, bf16: bool) -> _Prepared:
+    """Describe a shape to the kernels; ``up`` is None for the gradient of the weights."""
+    pairs = [(c_long * 2)(*pair) for pair in shape[3:]]
+    geometry = _Geometry(*shape[:3], *pairs)
+    if up is None:
+        return _Prepared(geometry, _kernel().vaebench_conv_grad_workspace(byref(geometry), bf16))
+    return _Prepared(geometry, _kernel().vaebench_conv_workspace(byref(geometry), up, bf16))
+
+
+_of_thread = threading.local()
+
+
+def _workspace(floats: int) -> int:
+    """The address of so many floats, this thread's own until it asks again."""
+    kept: Tensor | None = getattr(_of_thread, "workspace", None)
+    if kept is None or kept.numel() < floats + ALIGNMENT // 4:
+        kept = _of_thread.workspace = torch.empty(floats + ALIGNMENT // 4, dtype=torch.float32)
+    return -(-kept.data_ptr() // ALIGNMENT) * ALIGNMENT
+
+
+def _channels_last(x: Tensor, even: bool = False) -> Tensor:
+    """Images (B, C, H, W) channels last; ``even`` adds a channel of zeros to an odd number."""
+    if even and x.shape[1] % 2:
+        padded = _empty(x, (x.shape[0], x.shape[1] + 1, *x.shape[2:]))
+        padded[:, -1] = 0
+        padded[:, :-1] = x
+        return padded
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _empty(like: Tensor, size: Sequence[int]) -> Tensor:
+    return torch.empty(
+        size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last
+    )
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: _Shape, up: bool) -> Tensor:
+    if x.dtype == torch.bfloat16 and not supports_bf16():
+        return _convolve(x.float(), weight, bias, shape, up).to(x.dtype)
+    bf16 = x.dtype == torch.bfloat16
+    x, weight = _channels_last(x, even=bf16), weight.contiguous()
+    bias = bias if bias is None else bias.contiguous()
+    channels, size = (
+        (shape.large_channels, shape.large) if up else (shape.small_channels, shape.small)
+    )
+    y = _empty(x, (shape.batch, channels, *size))
+    geometry, floats = _prepared(shape, up, bf16)
+    _kernel().vaebench_conv(
+        byref(geometry), up, bf16, x.data_ptr(), weight.data_ptr(),
+        None if bias is None else bias.data_ptr(), y.data_ptr(), _workspace(floats),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return y
+
+
+def _conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]
+) -> Tensor:
+    large, kernel = x.shape[2:], weight.shape[2:]
+    small = conv2d_size(large, kernel, stride, padding)
+    shape = _Shape(len(x), weight.shape[1], weight.shape[0], tuple(large), tuple(small),
+                   tuple(kernel), tuple(stride), tuple(padding))  # fmt: skip
+    return _convolve(x, weight, bias, shape, up=False)
+
+
+def _conv_transpose2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int],
+    size: list[int],
+) -> Tensor:  # fmt: skip
+    shape = _Shape(len(x), weight.shape[1], weight.shape[0], tuple(size), tuple(x.shape[2:]),
+                   tuple(weight.shape[2:]), tuple(stride), tuple(padding))  # fmt: skip
+    return _convolve(x, weight, bias, shape, up=True)
+
+
+def _conv2d_weight_grad(
+    x: Tensor, grad: Tensor, kernel: list[int], stride: list[int], padding: list[int]
+) -> Tensor:
+    grad = grad.to(x.dtype)
+    if x.dtype == torch.bfloat16 and not supports_bf16():
+        x, grad = x.float(), grad.float()
+    bf16 = x.dtype == torch.bfloat16
+    x, grad = _channels_last(x), _channels_last(grad)
+    shape = _Shape(len(x), x.shape[1], grad.shape[1], tuple(x.shape[2:]), tuple(grad.shape[2:]),
+                   tuple(kernel), tuple(stride), tuple(padding))  # fmt: skip
+    found = x.new_empty(grad.shape[1], x.shape[1], *kernel, dtype=torch.float32)
+    geometry, floats = _prepared(shape, None, bf16)
+    _kernel().vaebench_conv_weight_grad(
+        byref(geometry), bf16, x.data_ptr(), grad.data_ptr(), found.data_ptr(), _workspace(floats),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return found
+
+
+def _channel_sums(x: Tensor) -> Tensor:
+    x = _channels_last(x)
+    sums = x.new_empty(x.shape[1], dtype=torch.float32)
+    _kernel().vaebench_channel_sums(
+        x.numel() // x.shape[1], x.shape[1], x.dtype == torch.bfloat16, x.data_ptr(),
+        sums.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return sums
+
+
+_LIBRARY = torch.library.Library("vaebench", "FRAGMENT")
+
+
+def _define(schema: str, run: Any, fake: Any) -> str:
+    name = f"vaebench::{schema.partition('(')[0]}"
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, run, "CPU")
+    torch.library.register_fake(name, fake, lib=_LIBRARY)
+    return name
+
+
+CONV2D = _define(
+    "conv2d(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding) -> Tensor",
+    _conv2d,
+    lambda x, weight, bias, stride, padding: _empty(
+        x,
+        (x.shape[0], weight.shape[0], *conv2d_size(x.shape[2:], weight.shape[2:], stride, padding)),
+    ),
+)
+CONV_TRANSPOSE2D = _define(
+    "conv_transpose2d(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
+    "int[] size) -> Tensor",
+    _conv_transpose2d,
+    lambda x, weight, bias, stride, padding, size: _empty(x, (x.shape[0], weight.shape[1], *size)),
+)
+_define(
+    "conv2d_weight_grad(Tensor x, Tensor grad, int[] kernel, int[] stride, int[] padding) "
+    "-> Tensor",
+    _conv2d_weight_grad,
+    lambda x, grad, kernel, stride, padding: x.new_empty(
+        grad.shape[1], x.shape[1], *kernel, dtype=torch.float32
+    ),
+)
+_define(
+    "channel_sums(Tensor x) -> Tensor",
+    _channel_sums,
+    lambda x: x.new_empty(x.shape[1], dtype=torch.float32),
+)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+    ctx.stride, ctx.padding = inputs[3:5]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    ops, where = torch.ops.vaebench, (ctx.stride, ctx.padding)
+    of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
+    size, kernel = list(x.shape[2:]), list(weight.shape[2:])
+    return (
+        ops.conv_transpose2d(grad, weight, None, *where, size) if of_x else None,
+        ops.conv2d_weight_grad(x, grad, kernel, *where) if of_weight else None,
+        ops.channel_sums(grad) if of_bias else None,
+        None,
+        None,
+    )
+
+
+def _backward_transposed(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    ops, where = torch.ops.vaebench, (ctx.stride, ctx.padding)
+    of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
+    return (
+        ops.conv2d(grad, weight, None, *where) if of_x else None,
+        ops.conv2d_weight_grad(grad, x, list(weight.shape[2:]), *where) if of_weight else None,
+        ops.channel_sums(grad) if of_bias else None,
+        None,
+        None,
+        None,
+    )
+
+
+for _name, _gradient in ((CONV2D, _backward), (CONV_TRANSPOSE2D, _backward_transposed)):
+    torch.library.register_autograd(_name, _gradient, setup_context=_keep, lib=_LIBRARY)
