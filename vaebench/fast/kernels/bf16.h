@@ -42,7 +42,7 @@ inline uint16_t to_bf16(float x) {
 }
 
 inline ivec& pairs_at(float* p) { return *(ivec*)p; }
-inline ivec broadcast(pair value) { return ivec{} + value; }
+inline ivec broadcast_pair(pair value) { return ivec{} + value; }
 
 // One layer's values in pairs, to be multiplied forward, backward, and for its weights' gradient.
 struct Bf16 {

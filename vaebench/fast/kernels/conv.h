@@ -144,6 +144,7 @@ struct Single {
   typedef float element;
   static constexpr long depth = 1;
 
+  static vec broadcast(float x) { return ::broadcast(x); }
   static vec fma(vec sum, vec left, vec right) { return sum + left * right; }
 };
 
@@ -151,6 +152,7 @@ struct Pair {
   typedef pair element;
   static constexpr long depth = 2;
 
+  static ivec broadcast(pair x) { return broadcast_pair(x); }
   static vec fma(vec sum, ivec left, vec right) { return fma_pairs(sum, left, (ivec)right); }
   static vec fma(vec sum, vec left, vec right) { return fma(sum, (ivec)left, right); }
 };

@@ -16,15 +16,14 @@ void multiply_taps(const typename T::element* const* rows, const vector<Tap<T>>&
   for (int m = 0; m < H; m++)
     for (int n = 0; n < W; n++) sum[m][n] = start[n];
   for (const Tap<T>& tap : taps) {
-    const typename T::element* row[H];
-    for (int m = 0; m < H; m++) row[m] = rows[m] + tap.offset;
     const float* b = tap.weights;
 #pragma GCC unroll 4
-    for (long k = 0; k < depth; k++, b += W * LANES) {
+    for (long k = tap.offset; k < tap.offset + depth; k++, b += W * LANES) {
       vec right[W];
       for (int n = 0; n < W; n++) right[n] = at(b + n * LANES);
       for (int m = 0; m < H; m++)
-        for (int n = 0; n < W; n++) sum[m][n] = T::fma(sum[m][n], broadcast(row[m][k]), right[n]);
+        for (int n = 0; n < W; n++)
+          sum[m][n] = T::fma(sum[m][n], T::broadcast(rows[m][k]), right[n]);
     }
   }
 }
@@ -38,18 +37,19 @@ void dot_taps(const typename T::element* const* rows, const vector<Tap<T>>& taps
   for (int m = 0; m < H; m++)
     for (int n = 0; n < D; n++) sum[m][n] = vec{};
   for (const Tap<T>& tap : taps) {
-    const float* row[H];
-    for (int m = 0; m < H; m++) row[m] = (const float*)(rows[m] + tap.offset);
     for (long k = 0; k < whole; k += LANES)
       for (int n = 0; n < D; n++) {
         const vec right = at(tap.weights + n * step + k);
-        for (int m = 0; m < H; m++) sum[m][n] = T::fma(sum[m][n], at(row[m] + k), right);
+        for (int m = 0; m < H; m++)
+          sum[m][n] = T::fma(sum[m][n], at((const float*)(rows[m] + tap.offset) + k), right);
       }
     if (whole < depth)
       for (int n = 0; n < D; n++) {
         const vec right = at(tap.weights + n * step + whole);
         for (int m = 0; m < H; m++)
-          sum[m][n] = T::fma(sum[m][n], load_part(row[m] + whole, depth - whole), right);
+          sum[m][n] =
+              T::fma(sum[m][n],
+                     load_part((const float*)(rows[m] + tap.offset) + whole, depth - whole), right);
       }
   }
 }

@@ -26,7 +26,7 @@ void multiply_positions(const typename T::element* rows, const float* vectors, c
         vec right[W];
         for (int n = 0; n < W; n++) right[n] = at(b + n * LANES);
         for (int m = 0; m < H; m++)
-          for (int n = 0; n < W; n++) sum[m][n] = T::fma(sum[m][n], broadcast(a[m]), right[n]);
+          for (int n = 0; n < W; n++) sum[m][n] = T::fma(sum[m][n], T::broadcast(a[m]), right[n]);
       }
     }
   for (int m = 0; m < H; m++)
@@ -50,7 +50,7 @@ void multiply_taps_apart(const typename T::element* row, const float* vectors, l
       for (long k = 0; k < loops[2].count; k++) {
         for (int m = 0; m < H; m++)
           for (int n = 0; n < W; n++)
-            sum[m][n] = T::fma(sum[m][n], broadcast(a[m * row_apart]),
+            sum[m][n] = T::fma(sum[m][n], T::broadcast(a[m * row_apart]),
                                at(b + m * vectors_apart + n * LANES));
         a += loops[2].row_step, b += loops[2].vector_step;
       }

@@ -47,7 +47,7 @@ void multiply(const Factors& f, Tile& tile, bool add, Prefetch& prefetch) {
     for (int n = 0; n < WIDTH; n++) right[n] = at(b + n * LANES);
     for (int m = 0; m < HEIGHT; m++)
       if constexpr (PAIRS) {
-        const ivec left = broadcast(*(const pair*)(a + m * f.am));
+        const ivec left = broadcast_pair(*(const pair*)(a + m * f.am));
         for (int n = 0; n < WIDTH; n++) sum[m][n] = fma_pairs(sum[m][n], left, (ivec)right[n]);
       } else {
         const vec left = broadcast(a[m * f.am]);

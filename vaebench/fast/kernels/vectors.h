@@ -28,7 +28,8 @@ constexpr long max(long a, long b) { return a > b ? a : b; }
 constexpr long ceil_div(long n, long size) { return (n + size - 1) / size; }
 constexpr long round_up(long n, long to) { return ceil_div(n, to) * to; }
 
-inline vec broadcast(float value) { return vec{} + value; }
+// Not `vec{} + value`, which changes the sign of -0: it would be an addition, not only a load.
+inline vec broadcast(float value) { return value - vec{}; }
 inline vec& at(float* p) { return *(vec*)p; }
 inline const vec& at(const float* p) { return *(const vec*)p; }
 
