@@ -29,8 +29,8 @@ data.images data.idx data.arrays data.files data.download data.strokes data.load
 reference fast.layout fast.step fast.stream fast.parallel fast.admit fast.draft fast.capture
     fast.threads fast.kernels.nonzero fast.kernels.triton_tiles fast.kernels.triton_kernels
     fast.kernels.triton_step fast.adagrad fast.adam fast.flush_denormal fast.tf32 fast.amp
-    fast.products.operators fast.products.layers fast.products.choice fast.products fast.persistent fast.triton fast.native fast.sparse fast.fused_likelihood
-    fast.compile fast.graph fast.build
+    fast.products.operators fast.products.layers fast.products.choice fast.products fast.persistent
+    fast.triton fast.native fast.sparse fast.fused_likelihood fast.compile fast.graph fast.build
 evaluation
 training.history training.schedules training.state training.divergence training.memory
     training.follow training.loop training.fit runs.storage runs.lock runs.settings runs.folder
