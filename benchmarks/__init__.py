@@ -1,6 +1,7 @@
 """How fast, at what quality, how near the limit, against what else, and is any of it noise?
 
-``pytest benchmarks --benchmark-only`` asks every ``bench_*.py`` its one question. Three longer
-measurements are commands: ``python -m benchmarks.ladder``, ``.equality`` and ``.whole``.
-What the README quotes is kept in ``results/`` and put there by ``scripts/report.py``.
+A file a question: ``bench_*.py`` for ``pytest benchmarks --benchmark-only``, and the commands
+``python -m benchmarks.ladder``, ``.turns``, ``.equality``, ``.whole``, ``.cuda_report``.
+All use ``harness`` (clock, engines, processes), ``rungs`` (from the register), ``statistics`` and
+``peers/``. To ask another: write a file with a ``measure(...)``; it may import the package only.
 """

@@ -10,17 +10,19 @@ import pytest
 import torch
 
 from benchmarks.conftest import Measure, Size
-from benchmarks.rungs import LATENT, new_model
-from vaebench import VAE, Dataset, evaluate
+from benchmarks.harness import DEFAULT, new_model
+from vaebench import Dataset, evaluate
 from vaebench.data.images import to_unit
+from vaebench.models.networks import Network
 
 COUNT = 1000
 
 
-def uses(model: VAE, data: Dataset, device: torch.device) -> dict[str, Callable[[], Any]]:
+def uses(model: Network, data: Dataset, device: torch.device) -> dict[str, Callable[[], Any]]:
     """Give each use as a function of nothing."""
     x = to_unit(data.test.images[:COUNT].to(device))
-    z = torch.randn(len(x), LATENT, generator=torch.Generator().manual_seed(3)).to(device)
+    latent = DEFAULT.network.latent_dim
+    z = torch.randn(len(x), latent, generator=torch.Generator().manual_seed(3)).to(device)
     test_images = data.test.images.to(device)
     return {
         "encode": lambda: model.encode(x),

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.conftest import Measure, Size
-from benchmarks.examples_vae import make_loader
-from benchmarks.rungs import BATCH
+from benchmarks.conftest import Measure
+from benchmarks.harness import BATCH
+from benchmarks.peers.pytorch_examples import make_loader
 from vaebench import Dataset, DeviceLoader
 
 COUNT = 10_000  # images: a pass of the slowest takes about a second
@@ -43,12 +43,9 @@ def test_loader(
     device: torch.device,
     make: Callable[[Tensor, torch.device], Callable[[], int]],
     data: Dataset,
-    size: Size,
 ) -> None:
     images = data.train.images[:COUNT]
-    passed = make(images, device)
-    passed()  # the first pass also imports and allocates
     count = measure(
-        passed, rounds=size.rounds, images=len(images), loader=make.__name__, device=device.type
+        make(images, device), images=len(images), loader=make.__name__, device=device.type
     )
     assert count == len(images)

@@ -1,11 +1,11 @@
-"""How long until the first step is done, and after how many epochs has compiling paid?
+"""How long, and how much memory, until the first step of a fresh process is done, and after it?
 
 *cold*: the compiler's cache is an empty folder; *warm*: it is the folder that a cold start filled;
-*none*: nothing is compiled. The clock starts with the process. Break-even is the epoch at which
-the time spent on compiling equals what compiled epochs have saved since.
+*none*: nothing is compiled; *reference*: plain eager PyTorch. ``first_step_seconds`` start with the
+process; ``peak_bytes_until_first_step`` is where a compiler needs its own, ``peak_bytes_training``
+what training holds. When compiling has paid is asked by ``python -m benchmarks.whole``.
 """
 
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -14,75 +14,49 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.conftest import Measure, Size
-from benchmarks.intervals import break_even
-from benchmarks.processes import in_fresh_process
+from benchmarks.harness import in_fresh_process
+from benchmarks.rungs import find, top
+from benchmarks.statistics import summary
 from vaebench import Dataset
 
-RUNG = {"none": "flush_denormal", "cold": "compile", "warm": "compile"}
 full = pytest.mark.full
-ROUNDS = {"none": 3, "cold": 2, "warm": 3}
-
-
-Answers = list[dict[str, Any]]
-
-
-class Starts:
-    """Starts processes, keeping what they said and where compilers left their results."""
-
-    def __init__(self, folder: Path, task: dict[str, Any]) -> None:
-        self.folder, self.task = folder, task
-        self.said: dict[tuple[str, str], Answers] = {}
-        self.cold = 0
-
-    def run(self, start: str, device: str) -> None:
-        """Start a process and wait for its answer."""
-        self.cold += start == "cold"
-        cache = str(self.folder / f"{self.cold}-{device}")
-        task = {"rung": RUNG[start], "device": device, **self.task}
-        answer = in_fresh_process("probe", task, cache)
-        self.said.setdefault((start, device), []).append(answer)
-
-    def median(self, start: str, device: str, fact: str) -> float | None:
-        """Median of what the processes said of a fact; None if there were none."""
-        values = [answer[fact] for answer in self.said.get((start, device), ())]
-        return statistics.median(values) if values else None
+ROUNDS = {"none": 3, "reference": 1, "cold": 2, "warm": 3}
 
 
 @pytest.fixture(scope="module")
-def starts(
-    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config, data: Dataset, size: Size
-) -> Starts:
-    """Start processes whose compilers see folders of this module's alone."""
-    name = pytestconfig.getoption("--bench-data")
-    task = {"data": name, "images": size.images, "block": min(size.block, len(data.train))}
-    return Starts(tmp_path_factory.mktemp("compiler-caches"), task)
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder for compilers' caches of this module alone."""
+    return tmp_path_factory.mktemp("compiler-caches")
 
 
 @pytest.mark.benchmark(group="startup: process start to first step")
 @pytest.mark.parametrize(
-    "start", ["none", *(pytest.param(s, marks=full) for s in ("cold", "warm"))]
+    "start", ["none", *(pytest.param(s, marks=full) for s in ("reference", "cold", "warm"))]
 )
 def test_first_step(
-    benchmark: BenchmarkFixture, measure: Measure, device: torch.device, start: str,
-    starts: Starts, data: Dataset, size: Size,
+    benchmark: BenchmarkFixture, measure: Measure, device: torch.device, start: str, caches: Path,
+    pytestconfig: pytest.Config, data: Dataset, size: Size,
 ) -> None:  # fmt: skip
-    kind = device.type
-    if start == "warm" and ("cold", kind) not in starts.said:
-        starts.run("cold", kind)
+    name = {"none": "plain", "reference": start}.get(start, top(device.type))
+    task = {
+        "rung": name, "device": device.type, "data": pytestconfig.getoption("--bench-data"),
+        "images": size.images, "block": min(size.block, len(data.train)),
+        "flush": find(name, device.type).switches.get("flush_denormal", False),
+    }  # fmt: skip
+    answers: list[dict[str, Any]] = []
+    warm = caches / device.type
+
+    def run() -> None:
+        cache = caches / f"{len(answers)}" if start == "cold" else warm
+        answers.append(in_fresh_process("child:first_step", task, str(cache)))
+
+    if start == "warm":
+        in_fresh_process("child:first_step", task, str(warm))
     measure(
-        lambda: starts.run(start, kind), rounds=min(size.rounds, ROUNDS[start]),
-        start=start, device=kind,
+        run, rounds=min(size.rounds, ROUNDS[start]), warm_up=False,
+        start=start, rung=name, device=device.type,
     )  # fmt: skip
-    facts = benchmark.extra_info
-    for fact in ("first_step_seconds", "images_per_second"):
-        facts[fact] = starts.median(start, kind, fact)
-    facts["break_even_epochs"] = paid_after(starts, start, kind, len(data.train))
-
-
-def paid_after(starts: Starts, start: str, kind: str, images: int) -> float | None:
-    """Epochs after which this start has caught up with the one that compiles nothing."""
-    soon, late = (starts.median(s, kind, "first_step_seconds") for s in ("none", start))
-    slow, fast = (starts.median(s, kind, "images_per_second") for s in ("none", start))
-    if start == "none" or not (soon and late and slow and fast):
-        return None
-    return break_even(late - soon, images / slow, images / fast)
+    for fact in sorted({*answers[0]} - {"elbo", "device_peak_bytes"}):
+        benchmark.extra_info[fact] = summary([answer[fact] for answer in answers]).median
+    benchmark.extra_info["device_peak_bytes"] = answers[0]["device_peak_bytes"]
+    assert answers[0]["peak_bytes_training"] > data.train.images.nbytes

@@ -1,32 +1,28 @@
 """Parts of a measurement that is bounded in time: what one leaves is on disk before the next.
 
-A part appends rows as it goes, and asks before each piece of work whether there is time for it. One
-that fails, or is cut off, leaves what it had; the others run all the same.
+A part adds rows as it goes, and asks before each piece of work whether there is time for it. A
+piece that fails leaves the others; so does a part that breaks, or is cut off.
 """
 
-import json
-import os
-import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-Row = dict[str, Any]
+from benchmarks.harness import say, store
+
+T = TypeVar("T")
 
 
 class Part:
-    """What a part has found, and until when it may go on.
+    """What a part has found, and until which reading of ``time.perf_counter`` it may go on.
 
-    Args:
-        name: of the part.
-        until: a reading of ``time.perf_counter``.
-        changed: called after every row.
+    ``changed`` is called after every row.
     """
 
-    def __init__(self, name: str, until: float, changed: Callable[[], None]) -> None:
-        self.name, self.until, self.changed = name, until, changed
+    def __init__(self, until: float, changed: Callable[[], None] = lambda: None) -> None:
+        self.until, self.changed = until, changed
         self.found: dict[str, Any] = {"seconds": 0.0, "error": None, "rows": [], "skipped": []}
 
     @property
@@ -34,22 +30,31 @@ class Part:
         """Seconds that it has left, at least 0."""
         return max(0.0, self.until - time.perf_counter())
 
-    def has(self, seconds: float, what: str) -> bool:
-        """Whether there are so many seconds left; if not, note what is left out for it."""
-        if self.left >= seconds:
-            return True
-        self.found["skipped"].append(what)
-        return False
-
-    def add(self, row: Row) -> None:
+    def add(self, row: dict[str, Any]) -> None:
         """Keep a row."""
         self.found["rows"].append(row)
         self.changed()
 
-    def fail(self, what: str, error: Exception) -> None:
-        """Keep what one piece of work failed by; the part goes on."""
-        traceback.print_exception(error)
-        self.add({"name": what, "refused": f"failed: {said(error)}"})
+    def each(
+        self,
+        items: Iterable[T],
+        seconds: float,
+        work: Callable[[T], dict[str, Any]],
+        name: Callable[[T], str] = str,
+    ) -> None:
+        """Keep the row that ``work`` makes of each item for which there are so many seconds left.
+
+        What there is no time for is listed as left out; what fails has a row that says by what.
+        """
+        for item in items:
+            if self.left < seconds:
+                self.found["skipped"].append(name(item))
+                continue
+            try:
+                self.add(work(item))
+            except Exception as error:
+                traceback.print_exception(error)
+                self.add({"name": name(item), "refused": f"failed: {first_line(error)}"})
 
 
 class Report:
@@ -65,29 +70,26 @@ class Report:
         self.path, self.start, self.limit = path, time.perf_counter(), limit
         self.result: dict[str, Any] = {**about, "limit": limit, "complete": False, "parts": {}}
 
-    def run(self, name: str, share: float, work: Callable[[Part], None]) -> None:
-        """Run a part for at most ``share`` of what is left of the time."""
+    def run(self, name: str, share: float, work: Callable[..., None], *given: Any) -> None:
+        """Run a part for at most ``share`` of what is left of the time: ``work(part, *given)``."""
         begun = time.perf_counter()
         left = max(0.0, self.start + self.limit - begun)
-        part = Part(name, begun + share * left, self.write)
+        part = Part(begun + share * left, self.write)
         self.result["parts"][name] = part.found
-        print(f"{name}: up to {part.left:.0f} s", file=sys.stderr, flush=True)
+        say(f"{name}: up to {part.left:.0f} s")
         try:
-            work(part)
+            work(part, *given)
         except Exception as error:  # whatever it is: the other parts may still run
             traceback.print_exception(error)
-            part.found["error"] = said(error)
+            part.found["error"] = first_line(error)
         part.found["seconds"] = time.perf_counter() - begun
         self.write()
 
     def write(self) -> None:
-        """Write all there is, whole: a reader sees the state before or after."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = self.path.with_name(self.path.name + ".new")
-        new.write_text(json.dumps(self.result, indent=1) + "\n", encoding="utf-8")
-        os.replace(new, self.path)
+        """Write all there is."""
+        store(self.path, self.result)
 
 
-def said(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """An error's first line, or its kind if it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,15 +1,16 @@
-"""The instrument: clock, data, devices, and what every figure carries with it.
-
-On the clock: what the benchmark names, from a synchronised start to a synchronised stop. Off it:
-loading data, building and compiling engines, warming up, and restoring the state that the round
-before has trained away.
+"""The instrument under pytest: sizes, devices, ``measure``, and what every figure carries with it.
 
 Denormals are flushed for the whole process, before its first parallel region, as training does:
 worker threads inherit the switch from the thread that makes them. ``_instrument`` checks that it
 has reached them. Contenders that do not flush run in processes of their own.
+
+What a busy machine spoils is marked noisy or left untimed, with the reason; a benchmark fails only
+if an engine is wrong, and the last line says which did and why.
 """
 
-from collections.abc import Callable
+import dataclasses
+import os
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -17,22 +18,30 @@ from typing import Any
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
-from torch.utils.benchmark import timer as synchronising_clock
 
-from benchmarks.intervals import exponent, summary
-from benchmarks.processes import commit, has_jax
-from benchmarks.rungs import BATCH, load_data, new_model
+from benchmarks.harness import (
+    BATCH,
+    DEFAULT,
+    clock,
+    commit,
+    has_jax,
+    load_data,
+    new_model,
+    problem_of,
+    seconds_of,
+)
+from benchmarks.rungs import Rung, RungError, find, ladder, top
+from benchmarks.statistics import exponent, paired_ratio, summary
 from vaebench import Dataset
-from vaebench.config import OptimizerConfig
-from vaebench.objective import Objective
-from vaebench.problem import Problem
 from vaebench.system.info import fingerprint
 from vaebench.system.threads import available_cpus
 from vaebench.system.timing import peak_flops
 from vaebench.training.fit import training_flops
 
 # Of a stored result, what may differ between two runs that are compared.
-FREE = ("commit",)
+FREE = ("commit", "load")
+# Rounds of which there are at least so many, however slow: alone, and where a ratio is taken.
+LEAST, LEAST_PAIRS = 3, 6
 
 
 @dataclass(frozen=True)
@@ -43,10 +52,14 @@ class Size:
     tests: int | None  # of the test set
     block: int  # images per timed block of steps
     peers: int  # images per timed round of the peers
-    rounds: int
+    rounds: int  # at most
+    seconds: float  # for all rounds of a benchmark, if LEAST rounds do not take longer
 
 
-SIZES = {"small": Size(300, 100, 64, 200, 1), "default": Size(None, None, 8192, 20_000, 7)}
+SIZES = {
+    "small": Size(300, 100, 64, 200, 1, 1.0),
+    "default": Size(None, None, 8192, 20_000, 11, 8.0),
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -64,18 +77,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Set the process up as a training would be, before anything runs in it."""
     config.addinivalue_line("python_files", "bench_*.py")
+    # What is skipped, or fails, before it is timed.
+    config.addinivalue_line("filterwarnings", "ignore:Benchmark fixture was not used")
     config.addinivalue_line("markers", "full: left out at --bench-size small")
     torch.set_flush_denormal(True)
     torch.set_num_threads(available_cpus())
-    config.option.benchmark_timer = f"{__name__}.clock"
+    config.option.benchmark_timer = f"{clock.__module__}.clock"
     if config.option.benchmark_columns is None:
         config.option.benchmark_columns = ["median", "iqr", "min", "rounds"]
     config.option.benchmark_sort = "fullname"
-
-
-def clock() -> float:
-    """Seconds, read when everything queued on the device is done."""
-    return float(synchronising_clock())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -85,6 +95,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     large = [item for item in items if item.get_closest_marker("full")]
     items[:] = [item for item in items if item not in large]
     config.hook.pytest_deselected(items=large)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """Skip a rung that stands aside here: that is no fault, and its time would not be its own."""
+    try:
+        return (yield)
+    except RungError as error:
+        pytest.skip(f"not timed: {error}")
 
 
 # What the figures carry, and what they may be compared with.
@@ -102,6 +121,7 @@ def _machine_info(config: pytest.Config) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
         **fingerprint(device),
+        "load": round(os.getloadavg()[0], 1),
         "flush_denormal": True,
         "jax": _jax_version(),
         "data": _data(config).name,
@@ -151,15 +171,15 @@ def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
 def _roof(device: torch.device) -> float:
     """Images/s if nothing but the default workload's matrix products took time, at their peak."""
     images = torch.zeros(BATCH, 28, 28, dtype=torch.uint8)
-    problem = Problem.of(new_model(), images, Objective(), OptimizerConfig(), device)
+    problem = problem_of(new_model(), images, DEFAULT, device)
     return peak_flops(device) / training_flops(problem)
 
 
 def _exponents(benches: list[tuple[dict[str, Any], float]]) -> dict[str, float]:
     axes: dict[str, list[tuple[float, float]]] = {}
     for facts, seconds in benches:
-        if "axis" in facts:
-            axes.setdefault(facts["axis"], []).append((facts["value"], seconds))
+        for axis, value in facts.get("axes", {}).items():
+            axes.setdefault(f"{axis} ({facts['device']})", []).append((value, seconds))
     return {a: exponent(*zip(*points, strict=True)) for a, points in axes.items() if points[1:]}
 
 
@@ -175,6 +195,19 @@ def pytest_terminal_summary(
     fitted = _exponents([(b.extra_info, b.stats.median) for b in benches])
     for axis, slope in fitted.items():
         terminalreporter.write_line(f"cost grows as {axis}^{slope:.2f}")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, object]:
+    """End with what failed and why, a line each."""
+    result = yield
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter:
+        for report in reporter.stats.get("failed", []) + reporter.stats.get("error", []):
+            crash = getattr(report.longrepr, "reprcrash", None)
+            why = (crash.message if crash else str(report.longrepr)).strip().splitlines()
+            reporter.write_line(f"failed: {report.nodeid}: {(why or ['no reason given'])[0]}")
+    return result
 
 
 # Fixtures.
@@ -206,6 +239,15 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
+@pytest.fixture
+def rung(request: pytest.FixtureRequest, device: torch.device) -> Rung:
+    """A rung by its name; ``top`` is that of plain ``--compile``."""
+    name = top(device.type) if request.param == "top" else request.param
+    if name.partition("=")[0] not in ladder(device.type):
+        pytest.skip(f"{name} is not for {device.type}")
+    return find(name, device.type)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _instrument() -> None:
     """Check that every thread which computes flushes denormals."""
@@ -214,36 +256,66 @@ def _instrument() -> None:
     assert not halves.view(torch.int32).any(), "denormals are not flushed in every thread"
 
 
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Give a function that sets the number of threads; afterwards there are as many as before."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 Measure = Callable[..., Any]
 
 
 @pytest.fixture
-def measure(benchmark: BenchmarkFixture) -> Measure:
+def measure(benchmark: BenchmarkFixture, size: Size) -> Measure:
     """Give a function that times ``target()`` in rounds; nothing may be compiled meanwhile.
 
-    Its arguments: ``images`` processed per call, to state a throughput; ``rounds``; ``setup``,
-    called before each, off the clock; and facts to store beside the figure.
+    Its arguments: ``rounds`` at most, fewer if they would take too long; ``images`` processed per
+    call, to state a throughput; ``setup``, called before each, off the clock; ``beside``, called
+    and timed before each, off the target's clock: of the two the ratio is taken round by round;
+    ``warm_up``: a first round does not count; and facts to store beside the figure.
     """
 
     def run(
         target: Callable[[], Any],
         *,
-        rounds: int,
+        rounds: int = size.rounds,
         images: int | None = None,
-        setup: Callable[[], None] | None = None,
+        setup: Callable[[], None] = lambda: None,
+        beside: Callable[[], object] | None = None,
+        warm_up: bool = True,
         **facts: Any,
     ) -> Any:
+        theirs: list[float] = []
+
+        def before() -> None:
+            setup()
+            if beside:
+                theirs.append(seconds_of(beside))
+
         benchmark.extra_info.update(facts)
         with torch.compiler.set_stance("fail_on_recompile"):
+            if warm_up and benchmark.enabled:
+                begun = clock()
+                before()
+                target()
+                took = clock() - begun
+                least = min(rounds, LEAST_PAIRS if beside else LEAST)
+                rounds = max(least, min(rounds, int(size.seconds / took)))
+                theirs.clear()
             result = benchmark.pedantic(  # type: ignore[no-untyped-call]
-                target, setup=setup, rounds=rounds
+                target, setup=before, rounds=rounds
             )
         if benchmark.stats is not None:
-            seconds = summary(benchmark.stats.stats.data)
-            benchmark.extra_info["noise"] = seconds.noise
+            mine = benchmark.stats.stats.data
+            benchmark.extra_info["noise"] = summary(mine).noise
             if images is not None:
                 benchmark.extra_info["images"] = images
-                benchmark.extra_info["images_per_second"] = images / seconds.median
+                benchmark.extra_info["images_per_second"] = images / summary(mine).median
+            if beside:
+                benchmark.extra_info["ratio"] = dataclasses.asdict(paired_ratio(mine, theirs))
+                benchmark.extra_info["seconds_beside"] = summary(theirs).median
         return result
 
     return run

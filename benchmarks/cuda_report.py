@@ -1,9 +1,9 @@
 """Everything about a GPU in one command, under eight minutes: ``python -m benchmarks.cuda_report``.
 
-Builds every technique's engine and checks it against the plain reference; times all of them in
-turns; lists what the race between lengths of graph measured; trains ten epochs, warm, from several
-seeds; sets the result beside what one would otherwise use; and finds the batch size up to which
-each technique pays. What cannot run, or disagrees, is listed with the reason and is not timed.
+Builds every rung's engine and checks it against the plain reference; times all of them in turns;
+trains ten epochs, warm, from several seeds; sets the result beside what one would otherwise use;
+and finds the batch size up to which each technique pays. What cannot run, or disagrees, is listed
+with the reason and is not timed.
 
 ``--device cpu --size small --out FILE`` runs what of it the CPU has, to see that it runs.
 """
@@ -13,85 +13,52 @@ import dataclasses
 import os
 import statistics
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.bounded import Part, Report
-from benchmarks.intervals import paired_ratio, summary
-from benchmarks.peers import AGREES, PEERS
-from benchmarks.processes import ROOT, Child, ChildError, described, has_jax
-from benchmarks.rungs import (
-    LEARNING_RATE,
-    RUNGS,
-    TOLERANCE,
-    build,
+from benchmarks.harness import (
+    DEFAULT,
+    RESULTS,
+    SAMPLES,
+    Child,
+    ChildError,
+    clock,
+    described,
+    differ,
+    elbo,
+    has_jax,
     load_data,
-    make_engine,
     new_model,
+    numbers,
+    prepared,
+    restorer_of,
+    take_turns,
 )
-from benchmarks.state import elbo, numbers, restorer
-from vaebench import Dataset, InputError, evaluate, fit
+from benchmarks.ladder import train
+from benchmarks.peers import MAIN, PEERS, Running
+from benchmarks.rungs import RungError, build_rung, exists, find, ladder, tolerance, top
+from benchmarks.statistics import paired_ratio, summary
+from vaebench import Dataset, InputError
 from vaebench.engine import Engine
-from vaebench.fast.graph import GraphEngine
-from vaebench.objective import Objective
-from vaebench.system.device import resolve_device, synchronize
+from vaebench.system.device import resolve_device
 from vaebench.system.threads import available_cpus
-from vaebench.system.timing import peak_flops
+from vaebench.system.timing import best_seconds, peak_flops
 
-OUT = ROOT / "benchmarks/results/cuda.json"
+OUT = RESULTS / "cuda.json"
 LIMIT = 450.0  # seconds
-SAMPLES = 4  # z per test image
 # A technique pays at a batch size if it is faster than what it builds on by more than this.
 PAYS = 1.05
-# Techniques of kernels written by hand may go wrong in such a way that their process is lost: on a
-# GPU, another process tries them first, for so many seconds at most.
-PATIENCE = 75.0
-# Relative difference of ELBOs that passes where factors are rounded to 10 bits.
-TF32_TOLERANCE = TOLERANCE["bf16"]
-
-
-@dataclass(frozen=True)
-class Technique:
-    """The words that make its engine, and the technique that it adds to."""
-
-    builds_on: str | None
-    words: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def by_hand(self) -> bool:
-        """Whether its kernels are written by hand."""
-        return bool(self.words.get("triton") or self.words.get("persistent"))
-
-
-_ALL: dict[str, Any] = {"compile": True, "graph": True}
-TECHNIQUES: dict[str, Technique] = {
-    "eager": Technique(None, {"graph": False}),
-    "eager, graph": Technique("eager", {"graph": True}),
-    "compile": Technique("eager", {"compile": True, "graph": False}),
-    "compile, graph": Technique("compile", _ALL),
-    "bf16": Technique("compile, graph", {**_ALL, "amp": "bf16"}),
-    "tf32": Technique("compile, graph", {**_ALL, "tf32": True}),
-    "triton": Technique("compile, graph", {"graph": True, "triton": True}),
-    "triton, tf32": Technique("triton", {"graph": True, "triton": True, "tf32": True}),
-    "persistent": Technique("triton", {"graph": False, "persistent": True}),
-    "persistent, tf32": Technique("persistent", {"graph": False, "persistent": True, "tf32": True}),
-}
-
-
-# Those of them that stand for vaebench beside its peers, and their names there: in float32, as the
-# peers are. The fastest does.
-HOMES = {
-    "compile, graph": "vaebench",
-    "triton": "vaebench --triton",
-    "persistent": "vaebench --persistent",
-}
+# Kernels written by hand may go wrong in such a way that their process is lost: on a GPU, another
+# process tries them first, for so many seconds at most.
+BY_HAND, PATIENCE = ("triton", "persistent"), 75.0
+# Beside the ladder's rungs: what they are worth together, or without one another.
+MORE = ("compile+graph=off", "amp=bf16", "triton+tf32", "persistent+tf32")
 
 
 @dataclass(frozen=True)
@@ -111,107 +78,106 @@ class Size:
 SIZES = {
     "full": Size(
         None, None, 128, (512, 8192, 32, 2048, 60_000, 32_768), 10, 3, 15,
-        {name: 10_000 if name == "pytorch/examples" else 60_000 for name in PEERS},
+        {name: 10_000 if name == "pytorch/examples" else 60_000 for name in MAIN},
     ),
-    "small": Size(300, 100, 64, (32, 300), 1, 2, 2, dict.fromkeys(PEERS, 200)),
+    "small": Size(300, 100, 64, (32, 300), 1, 2, 2, dict.fromkeys(MAIN, 200)),
 }  # fmt: skip
 
 
+@dataclass
 class Setting:
     """What all parts share; ``engines`` are those that passed the gate.
 
-    ``home`` is what stands for vaebench beside its peers; ``source`` is where the data are from, as
-    :func:`benchmarks.rungs.load_data` has it.
+    ``home`` is the rung that stands for vaebench beside its peers; ``source`` is where the data are
+    from, as :func:`benchmarks.harness.load_data` has it.
     """
 
-    def __init__(
-        self, device: torch.device, size: Size, data: Dataset, source: str = "auto"
-    ) -> None:
-        self.device, self.size, self.data, self.source = device, size, data, source
-        self.engines: dict[str, Engine] = {}
-        self.home = "vaebench"
+    device: torch.device
+    size: Size
+    data: Dataset
+    source: str = "auto"
+    names: list[str] = field(default_factory=list)
+    engines: dict[str, Engine] = field(default_factory=dict)
+    home: str = ""
 
-    @property
-    def images(self) -> Tensor:
-        """What is trained on, on the host."""
-        return self.data.train.images
+    def __post_init__(self) -> None:
+        kind = self.device.type
+        rungs = list(ladder(kind))[1:]  # the reference is what all are compared with
+        self.names = self.names or rungs + [name for name in MORE if exists(name, kind)]
+        self.home = self.home or top(kind)
+        self.images = self.data.train.images
 
 
 # Building, and the gate.
 
 
 def build_all(part: Part, setting: Setting) -> None:
-    """Build each technique's engine at the default batch size, and let it pass the gate."""
-    batch = setting.size.batch
-    reference, _ = build(RUNGS["reference"], new_model(), setting.images, batch, setting.device)
-    count = min(len(setting.images), 10 * batch + batch // 2 + 1)
-    order, noise = numbers(len(setting.images), count, setting.device)
+    """Build each rung's engine at the default batch size, and let it pass the gate."""
+    batch, images, device = setting.size.batch, setting.images, setting.device
+    plain, config = find("reference", device.type), DEFAULT.replace(batch_size=batch)
+    reference, _, _ = build_rung(plain, new_model(), images, device, config)
+    count = min(len(images), 10 * batch + batch // 2 + 1)
+    order, noise = numbers(len(images), count, device)
     expected = elbo(reference.epoch(order, noise))
-    for name in TECHNIQUES:
-        if not part.has(15, name):
-            continue
-        try:
-            if TECHNIQUES[name].by_hand and setting.device.type == "cuda":
-                wrong = tried_apart(name, part, setting)
-                if wrong:
-                    part.add({"name": name, "batch_size": batch, "refused": wrong})
-                    continue
-            row, engine = build_one(name, setting, batch)
-            if engine is not None:
-                restore = restorer(engine)
-                row["gap"] = abs(elbo(engine.epoch(order, noise)) - expected) / abs(expected)
-                restore()
-                allowed = TF32_TOLERANCE if row["actual"].get("tf32") else None
-                allowed = allowed or TOLERANCE[row["actual"]["amp"]]
-                if not row["gap"] <= allowed:
-                    row["refused"] = (
-                        f"its ELBO after {count} images is {row['gap']:.1e} from the reference's, "
-                        f"{allowed:.0e} allowed"
-                    )
-                else:
-                    setting.engines[name] = engine
-            part.add(row)
-        except Exception as error:  # one technique that breaks leaves the others
-            part.fail(name, error)
 
+    def work(name: str) -> dict[str, Any]:
+        if device.type == "cuda" and any(word in name for word in BY_HAND):
+            wrong = tried_apart(name, setting, min(PATIENCE, part.left))
+            if wrong:
+                return {"name": name, "batch_size": batch, "refused": wrong}
+        row, engine = build_one(name, setting, batch)
+        if engine is None:
+            return row
+        restore = restorer_of(engine)
+        found = elbo(engine.epoch(order, noise))
+        restore()
+        row["refused"] = differ(found, expected, tolerance(row["actual"]))
+        if not row["refused"]:
+            setting.engines[name] = engine
+        return row
 
-def tried_apart(name: str, part: Part, setting: Setting) -> str | None:
-    """Build a technique and train an epoch in a process of its own; None, or what went wrong."""
-    task = {"name": name, "device": str(setting.device), "data": setting.source}
-    child = Child("attempt", {**task, "images": setting.size.images, "batch": setting.size.batch})
-    timer = threading.Timer(min(PATIENCE, part.left), child.process.kill)
-    timer.daemon = True
-    timer.start()
-    try:
-        refused: str | None = child.answer()["refused"]
-    except ChildError:  # it said why on standard error
-        return f"the process that tried it ended with status {child.process.returncode}"
-    finally:
-        timer.cancel()
-        child.close()
-    return refused
+    part.each(setting.names, 15, work)
 
 
 def build_one(name: str, setting: Setting, batch: int) -> tuple[dict[str, Any], Engine | None]:
     """Build an engine; give what is to be told of it, and None in place of one not as asked for."""
-    words = TECHNIQUES[name].words
     row: dict[str, Any] = {"name": name, "batch_size": batch, "refused": None}
-    start = time.perf_counter()
-    built = make_engine(
-        new_model(), setting.images, Objective(), batch, LEARNING_RATE, setting.device, **words
-    )
-    synchronize(setting.device)
-    row |= {"build_seconds": time.perf_counter() - start}
-    row |= {"actual": built.actual, "notes": built.notes}
-    off = dict.fromkeys(("compile", "graph", "tf32", "triton", "persistent"), False)
-    asked = {**off, **words, "amp": words.get("amp")}
-    ran = {**built.actual, "graph": bool(built.actual["graph"])}
-    ran["amp"] = None if ran["amp"] == "float32" else ran["amp"]
-    other = [word for word in asked if ran.get(word, False) != asked[word]]
-    if other:
-        row["refused"] = f"ran with another {', '.join(other)}: {'; '.join(built.notes)}"
-        return row, None
-    return row, built.engine
+    rung, begun = find(name, setting.device.type), clock()
+    config = DEFAULT.replace(batch_size=batch)
+    try:
+        found = build_rung(rung, new_model(), setting.images, setting.device, config)
+    except RungError as error:
+        return {**row, "refused": str(error)}, None
+    row["build_seconds"] = clock() - begun
+    engine, row["actual"], row["notes"] = found
+    if row["actual"].get("graph"):  # a step's time by the steps of a replay: its own race
+        graph: Any = engine
+        row["microseconds"] = {str(k): 1e6 * s for k, s in graph.seconds.items()}
+        row["plain_microseconds"] = 1e6 * graph.plain_seconds
+    return row, engine
+
+
+def tried_apart(name: str, setting: Setting, seconds: float) -> str | None:
+    """Build a rung and train an epoch in a process of its own; None, or what went wrong."""
+    task: dict[str, Any] = {"name": name, "device": str(setting.device), "data": setting.source}
+    task |= {"images": setting.size.images, "batch": setting.size.batch}
+    with Child("cuda_report:attempt", task, limit=seconds) as child:
+        try:
+            refused: str | None = child.answer()["refused"]
+        except ChildError as error:
+            return str(error)
+    return refused
+
+
+def attempt(task: dict[str, Any]) -> dict[str, Any]:
+    """Build a rung and train an epoch, in a process that may be lost by it."""
+    device = torch.device(task["device"])
+    setting = Setting(device, SIZES["full"], load_data(task["data"], task["images"]))
+    row, engine = build_one(task["name"], setting, task["batch"])
+    if engine is not None:
+        engine.epoch(*numbers(len(setting.images), len(setting.images), device))
+        clock()
+    return {"refused": row["refused"]}
 
 
 # Steady rates.
@@ -220,204 +186,107 @@ def build_one(name: str, setting: Setting, batch: int) -> tuple[dict[str, Any], 
 def time_rungs(part: Part, setting: Setting) -> None:
     """Train whole epochs by all engines in turns, each from the same state."""
     order, noise = numbers(len(setting.images), len(setting.images), setting.device)
-    restores = {name: restorer(engine) for name, engine in setting.engines.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in setting.engines}
-    for turn in range(setting.size.rounds + 1):
-        if turn > 1 and not part.has(1, f"turn {turn}"):
-            break
-        names = list(setting.engines)
-        for name in names if turn % 2 == 0 else names[::-1]:
-            took = timed(setting, name, order, noise)
-            restores[name]()
-            if turn > 0:  # the first turn warms up
-                seconds[name].append(took)
-    times = {HOMES[n]: statistics.median(s) for n, s in seconds.items() if n in HOMES and s}
-    setting.home = min(times, key=times.__getitem__, default=setting.home)
+    seconds = take_turns(
+        {name: partial(engine.epoch, order, noise) for name, engine in setting.engines.items()},
+        setting.device,
+        setting.size.rounds,
+        budget=part.left - 1,
+        around={n: prepared(restorer_of(e), e.training) for n, e in setting.engines.items()},
+    )
+    equal = [n for n in seconds if "amp" not in n and "tf32" not in n and "=" not in n]
+    medians = {name: statistics.median(seconds[name]) for name in equal}
+    setting.home = min(medians, key=medians.__getitem__, default=setting.home)
     for name in seconds:
-        part.add(steady(name, seconds, len(order), -(-len(order) // setting.size.batch)))
+        builds_on = find(name, setting.device.type).builds_on
+        steps = -(-len(order) // setting.size.batch)
+        part.add(steady(name, builds_on, seconds, len(order), steps))
 
 
-def timed(setting: Setting, name: str, order: Tensor, noise: Tensor) -> float:
-    """Seconds of an epoch."""
-    synchronize(setting.device)
-    start = time.perf_counter()
-    setting.engines[name].epoch(order, noise)
-    synchronize(setting.device)
-    return time.perf_counter() - start
-
-
-def steady(name: str, seconds: dict[str, list[float]], images: int, steps: int) -> dict[str, Any]:
-    """Summarise a technique's epochs, and set them beside those of the same turns."""
-    mine = seconds[name]
-    below = TECHNIQUES[name].builds_on
-    others = {"ratio": "eager", "gain": below}
-    return {
-        "name": name,
-        "builds_on": below,
-        "microseconds_per_step": 1e6 * statistics.median(mine) / steps,
-        "images_per_second": dataclasses.asdict(summary([images / s for s in mine])),
-        **{
-            key: dataclasses.asdict(paired_ratio(seconds[other], mine))
-            if other in seconds
-            else None
-            for key, other in others.items()
-        },
-    }
-
-
-def sweep(part: Part, setting: Setting) -> None:
-    """List what the engines' own race measured: a step's time by the steps of a replay."""
-    for name, engine in setting.engines.items():
-        if isinstance(engine, GraphEngine):
-            part.add(
-                {
-                    "name": name,
-                    "chosen": engine.steps_at_once,
-                    "plain_microseconds": 1e6 * engine.plain_seconds,
-                    "microseconds": {str(k): 1e6 * s for k, s in engine.seconds.items()},
-                }
-            )
+def steady(
+    name: str, builds_on: str | None, seconds: dict[str, list[float]], images: int, steps: int
+) -> dict[str, Any]:
+    """Summarise a rung's epochs, and set them beside those of the same turns."""
+    mine, ratios = seconds[name], {}
+    for key, other in (("ratio", "resident"), ("gain", builds_on or "")):
+        theirs = seconds.get(other)
+        ratios[key] = dataclasses.asdict(paired_ratio(theirs, mine)) if theirs else None
+    rates = dataclasses.asdict(summary([images / s for s in mine]))
+    step = 1e6 * statistics.median(mine) / steps
+    head = {"name": name, "builds_on": builds_on, "microseconds_per_step": step}
+    return {**head, "images_per_second": rates, **ratios}
 
 
 # Whole trainings.
 
 
 def train_whole(part: Part, setting: Setting) -> None:
-    """Train from several seeds by every technique; what must be compiled was compiled before."""
+    """Train from several seeds by every rung; what must be compiled was compiled before."""
     size = setting.size
-    for seed in range(size.seeds):
-        for name in setting.engines:
-            if not part.has(10, f"{name}, seed {seed}"):
-                continue
-            try:
-                part.add(train_one(name, seed, setting))
-            except Exception as error:
-                part.fail(name, error)
 
+    def work(case: tuple[int, str]) -> dict[str, Any]:
+        seed, name = case
+        rung = find(name, setting.device.type)
+        config = DEFAULT.replace(epochs=size.epochs, batch_size=size.batch, seed=seed)
+        found = train(rung, setting.data, setting.device, config)
+        return {"name": name, "seed": seed, **found}
 
-def train_one(name: str, seed: int, setting: Setting) -> dict[str, Any]:
-    """One training by ``fit``; times in seconds, test ELBO in nats per image."""
-    model = new_model(seed)
-    history = fit(
-        model,
-        setting.images,
-        epochs=setting.size.epochs,
-        batch_size=setting.size.batch,
-        lr=LEARNING_RATE,
-        seed=seed,
-        device=setting.device,
-        **TECHNIQUES[name].words,
-    )
-    return {
-        "name": name,
-        "seed": seed,
-        "refused": None,
-        "train_seconds": history.seconds["train"],
-        "build_seconds": history.seconds["compile"],
-        "test_elbo": evaluate(model, setting.data.test.images, samples=SAMPLES, seed=seed).elbo,
-        "actual": history.actual,
-    }
+    cases = [(seed, name) for seed in range(size.seeds) for name in setting.engines]
+    part.each(cases, 10, work, lambda case: f"{case[1]}, seed {case[0]}")
 
 
 # Peers.
 
 
-class Process(Protocol):
-    """What :class:`benchmarks.processes.Child` can do."""
-
-    def tell(self, word: str) -> None:
-        """Send a line."""
-
-    def answer(self) -> dict[str, Any]:
-        """Wait for its answer."""
-
-    def close(self) -> None:
-        """Let it end."""
-
-
-Start = Callable[[dict[str, Any], Part], Process]
-
-
-def in_process(task: dict[str, Any], part: Part) -> Process:
-    """Start a contender's process; it is ended when the part's time is over."""
-    child = Child("worker", task)
-    timer = threading.Timer(part.left, child.process.kill)
-    timer.daemon = True
-    timer.start()
-    return child
-
-
-def race_peers(part: Part, setting: Setting, data: str, start: Start = in_process) -> None:
-    """Set vaebench beside each peer: before each of its rounds it trains the same images."""
+def race_peers(part: Part, setting: Setting, start: Callable[..., Running] = Running) -> None:
+    """Set vaebench beside each peer, in turns, on the same images."""
     # Otherwise JAX takes three quarters of the device's memory, whoever else is there.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    ours: dict[int, tuple[Process, float]] = {}  # by the images of a round
-    task = {"device": str(setting.device), "data": data, "images": setting.size.images}
+    ours: dict[int, Running] = {}  # by the images of a round
+    home = f"vaebench --{setting.home}"
+
+    def started(name: str, count: int) -> Running:
+        where = str(setting.device), setting.source, setting.size.images
+        return start(name, *where, count, limit=part.left)
+
+    def work(peer: str) -> dict[str, Any]:
+        if peer == "jax" and not has_jax():
+            return {"name": peer, "refused": "jax is not installed"}
+        count = setting.size.peers[peer]
+        if count not in ours:
+            ours[count] = started(home, count)
+        mine, rounds = ours[count], setting.size.rounds
+        with started(peer, count) as theirs:
+            row = {"name": peer, "images": count, "ours": home, "our_elbo": mine.elbo}
+            return {**row, **race_one(mine, theirs, PEERS[peer].agrees, part, rounds)}
+
     try:
-        for peer in PEERS[1:]:
-            if peer == "jax" and not has_jax():
-                part.add({"name": peer, "refused": "jax is not installed"})
-            elif part.has(20, peer):
-                try:
-                    part.add(race_one(peer, part, setting, task, ours, start))
-                except Exception as error:  # a peer that does not run here leaves the others
-                    part.fail(peer, error)
+        part.each(MAIN[1:], 20, work)
     finally:
-        for process, _ in ours.values():
-            process.close()
+        for each in ours.values():
+            each.close()
 
 
 def race_one(
-    peer: str,
-    part: Part,
-    setting: Setting,
-    task: dict[str, Any],
-    ours: dict[int, tuple[Process, float]],
-    start: Start,
+    home: Running, theirs: Running, agrees: float, part: Part, rounds: int
 ) -> dict[str, Any]:
-    """Race one peer; give its row. ``ours`` keeps vaebench's processes for the next."""
-    count = setting.size.peers[peer]
-    if count not in ours:
-        process = start({**task, "peer": setting.home, "count": count}, part)
-        ours[count] = (process, process.answer()["elbo"])
-    home, expected = ours[count]
-    theirs = start({**task, "peer": peer, "count": count}, part)
-    try:
-        found = theirs.answer()["elbo"]
-        row: dict[str, Any] = {"name": peer, "images": count, "ours": setting.home}
-        row |= {"elbo": found, "our_elbo": expected}
-        if not abs(found - expected) <= AGREES[peer] * abs(expected):
-            return {**row, "refused": f"its ELBO is {found:.4f}, not {expected:.4f}"}
-        taken = list(rounds(home, theirs, part, setting.size.rounds))
-    finally:
-        theirs.close()
-    mine, its = zip(*taken, strict=True)
-    return {
-        **row,
-        "refused": None,
-        "images_per_second": dataclasses.asdict(summary([count / s for s in its])),
-        "our_images_per_second": dataclasses.asdict(summary([count / s for s in mine])),
-        "ratio": dataclasses.asdict(paired_ratio(its, mine)),
-    }
-
-
-def rounds(home: Process, theirs: Process, part: Part, most: int) -> Iterator[tuple[float, float]]:
-    """Give (vaebench's, the peer's) seconds of an epoch, until the time or the rounds are over."""
-    spent = 0.0
-    for turn in range(most):
-        # At least one round, and no peer takes more than its part of the time.
-        if turn and (part.left < 10 or spent > part.left / 3):
-            return
-        taken = []
-        for process in (home, theirs):
-            for word in ("restore", "epoch"):
-                begun = time.perf_counter()
-                process.tell(word)
-                process.answer()
-                seconds = time.perf_counter() - begun
-            taken.append(seconds)
-        spent += sum(taken)
-        yield taken[0], taken[1]
+    """Race one peer, for a third of the part's time at most; its row."""
+    wrong = differ(theirs.elbo, home.elbo, agrees)
+    if wrong:
+        return {"elbo": theirs.elbo, "refused": wrong}
+    seconds = take_turns(
+        {"home": home.epoch, "theirs": theirs.epoch},
+        torch.device("cpu"),  # each waits for its own
+        rounds,
+        budget=min(part.left / 3, part.left - 10),
+        around={"home": prepared(home.restore), "theirs": prepared(theirs.restore)},
+    )
+    its, mine = (
+        dataclasses.asdict(summary([theirs.count / s for s in seconds[name]]))
+        for name in ("theirs", "home")
+    )
+    ratio = dataclasses.asdict(paired_ratio(seconds["theirs"], seconds["home"]))
+    row = {"elbo": theirs.elbo, "refused": None, "ratio": ratio}
+    return {**row, "images_per_second": its, "our_images_per_second": mine}
 
 
 # Batch sizes.
@@ -425,61 +294,43 @@ def rounds(home: Process, theirs: Process, part: Part, most: int) -> Iterator[tu
 
 def sweep_batches(part: Part, setting: Setting) -> None:
     """Rates by batch size, and up to which one each technique pays."""
-    default = Setting(setting.device, setting.size, setting.data)
-    default.engines = dict(setting.engines)
-    batches = [setting.size.batch, *setting.size.batches]
-    for batch in dict.fromkeys(min(b, len(setting.images)) for b in batches):
-        for name in setting.engines:
-            if not part.has(12, f"{name} at {batch}"):
-                continue
-            try:
-                if batch != setting.size.batch:
-                    default.engines.pop(name, None)
-                    row, engine = build_one(name, setting, batch)
-                    if engine is None:
-                        part.add(row)
-                        continue
-                    default.engines[name] = engine
-                part.add(rate_at(batch, name, default))
-            except Exception as error:  # such as one that does not fit in the memory
-                part.fail(f"{name} at {batch}", error)
-    part.found["pays"] = pays(part.found["rows"])
+    images, device, default = setting.images, setting.device, setting.size.batch
+    order, noise = numbers(len(images), len(images), device)
+
+    def work(case: tuple[int, str]) -> dict[str, Any]:
+        batch, name = case
+        row: dict[str, Any] = {"name": name, "batch_size": batch, "refused": None}
+        engine: Engine | None = setting.engines[name]
+        if batch != default:
+            row, engine = build_one(name, setting, batch)
+        if engine is None:
+            return row
+        seconds = best_seconds(partial(engine.epoch, order, noise), device, budget=1, repeats=10)
+        return {**row, "images_per_second": len(order) / seconds}
+
+    batches = dict.fromkeys(min(b, len(images)) for b in (default, *setting.size.batches))
+    cases = [(batch, name) for batch in batches for name in setting.engines]
+    part.each(cases, 12, work, lambda case: f"{case[1]} at {case[0]}")
+    below = {name: find(name, device.type).builds_on for name in setting.names}
+    part.found["pays"] = pays(part.found["rows"], below)
 
 
-def rate_at(batch: int, name: str, setting: Setting) -> dict[str, Any]:
-    """The best of a few epochs' rates: within a second, at least two."""
-    order, noise = numbers(len(setting.images), len(setting.images), setting.device)
-    best, end = 0.0, time.perf_counter() + 1
-    for turn in range(10):
-        best = max(best, len(order) / timed(setting, name, order, noise))
-        if turn and time.perf_counter() > end:
-            break
-    return {"name": name, "batch_size": batch, "refused": None, "images_per_second": best}
-
-
-def pays(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def pays(rows: list[dict[str, Any]], below: Mapping[str, str | None]) -> list[dict[str, Any]]:
     """For each technique the last batch size at which it pays, with all smaller ones.
 
     ``until`` is None if it does not at the smallest; ``not_at`` is the next that was measured,
-    None if there is none.
+    None if there is none. ``below`` names what each builds on.
     """
     rates = {(r["name"], r["batch_size"]): r["images_per_second"] for r in rows if not r["refused"]}
     found = []
-    for name, technique in TECHNIQUES.items():
-        below = technique.builds_on
-        both = sorted(b for n, b in rates if n == name and (below, b) in rates)
-        if below is None or not both:
+    for name, other in below.items():
+        both = sorted(b for n, b in rates if n == name and (other, b) in rates)
+        if not both:
             continue
-        good = [rates[name, b] > PAYS * rates[below, b] for b in both]
+        good = [rates[name, b] > PAYS * rates[other, b] for b in both]
         last = good.index(False) if False in good else len(both)
-        found.append(
-            {
-                "name": name,
-                "builds_on": below,
-                "until": both[last - 1] if last else None,
-                "not_at": both[last] if last < len(both) else None,
-            }
-        )
+        until, not_at = [*both, None][last - 1] if last else None, [*both, None][last]
+        found.append({"name": name, "builds_on": other, "until": until, "not_at": not_at})
     return found
 
 
@@ -488,69 +339,59 @@ def pays(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def goals(parts: Mapping[str, Any]) -> dict[str, Any]:
     """The figures that the report is for; None for one that was not measured."""
-    whole: dict[str, list[float]] = {}
-    for row in parts.get("whole", {}).get("rows", []):
-        if not row["refused"]:
-            whole.setdefault(row["name"], []).append(row["train_seconds"])
-    medians = {name: statistics.median(seconds) for name, seconds in whole.items()}
+    whole, peers = (
+        [row for row in parts.get(name, {}).get("rows", []) if not row["refused"]]
+        for name in ("whole", "peers")
+    )
+    seconds: dict[str, list[float]] = {}
+    for row in whole:
+        seconds.setdefault(row["name"], []).append(row["train_seconds"])
+    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     best = min(medians, key=medians.__getitem__, default=None)
-    peers = {
-        row["name"]: row["ratio"]["median"]
-        for row in parts.get("peers", {}).get("rows", [])
-        if not row["refused"]
-    }
+    ratios = {row["name"]: row["ratio"]["median"] for row in peers}
     return {
         "train_seconds": medians[best] if best else None,
         "by": best,
-        "times_faster_than": {name: peers.get(name) for name in PEERS[1:]},
+        "times_faster_than": {name: ratios.get(name) for name in MAIN[1:]},
     }
 
 
-def measure(words: argparse.Namespace, device: torch.device, start: Start = in_process) -> Report:
+def measure(words: argparse.Namespace, setting: Setting) -> Report:
     """Run all parts; give the report, which is written."""
     torch.set_num_threads(available_cpus())
-    size = SIZES[words.size]
-    data = load_data(words.data, size.images, size.tests)
-    about = described(str(device), data.name, "python -m benchmarks.cuda_report")
-    facts = {"size": words.size, "images": len(data.train), "batch_size": size.batch}
+    device, size = setting.device, setting.size
+    about = described(str(device), setting.data.name, "python -m benchmarks.cuda_report")
+    facts = {"size": words.size, "images": len(setting.images), "batch_size": size.batch}
     facts |= {"epochs": size.epochs, "samples": SAMPLES}
-    report = Report(words.out, {"kind": "cuda", **about, **facts}, words.limit)
-    setting = Setting(device, size, data, words.data)
-    report.result["peak_flops"] = {
-        str(dtype).removeprefix("torch."): peak_flops(device, dtype)
-        for dtype in (torch.float32, torch.bfloat16)
-    }
-    report.run("build", 0.4, lambda part: build_all(part, setting))
-    report.run("rungs", 0.15, lambda part: time_rungs(part, setting))
-    report.run("sweep", 0.5, lambda part: sweep(part, setting))
-    report.run("whole", 0.3, lambda part: train_whole(part, setting))
-    report.run("peers", 0.6, lambda part: race_peers(part, setting, words.data, start))
-    report.run("batches", 1.0, lambda part: sweep_batches(part, setting))
+    peaks = {t: peak_flops(device, getattr(torch, t)) for t in ("float32", "bfloat16")}
+    report = Report(words.out, {"kind": "cuda", **about, **facts, "peak_flops": peaks}, words.limit)
+    report.run("build", 0.4, build_all, setting)
+    report.run("rungs", 0.15, time_rungs, setting)
+    report.run("whole", 0.3, train_whole, setting)
+    report.run("peers", 0.6, race_peers, setting)
+    report.run("batches", 1.0, sweep_batches, setting)
     report.result["goals"] = goals(report.result["parts"])
     report.result["complete"] = True
     report.write()
     return report
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    """Parse the command line."""
+def main(argv: list[str]) -> int:
+    """Run the command line; give its exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_report")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--size", choices=list(SIZES), default="full")
     parser.add_argument("--data", default="auto", help="auto: MNIST if on disk, else strokes")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for all of it")
     parser.add_argument("--out", type=Path, default=OUT)
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str]) -> int:
-    """Run the command line; give its exit status."""
-    words = parse(argv)
+    words = parser.parse_args(argv)
+    size = SIZES[words.size]
     try:
         device = resolve_device(words.device)
         if device.type == "cpu" and words.out == OUT:
             raise InputError(f"{OUT.name} is for CUDA's figures: name another file with --out")
-        measure(words, device)
+        data = load_data(words.data, size.images, size.tests)
+        measure(words, Setting(device, size, data, words.data))
     except InputError as error:
         print(f"benchmarks.cuda_report: {error}", file=sys.stderr)
         return 2

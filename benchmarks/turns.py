@@ -1,4 +1,4 @@
-"""Which of two engines is faster, where processes differ by more: ``python -m benchmarks.turns``.
+"""Which of some engines is faster, where processes differ by more: ``python -m benchmarks.turns``.
 
 Engines of some rungs live in one process and take turns, a dozen steps each, in alternating order:
 whatever the machine does besides hits all alike. On the clock: the steps alone. Given are, for each
@@ -7,15 +7,16 @@ rung, its step's median and least time, and its time over the first rung's, turn
 
 import argparse
 import sys
-import time
+from functools import partial
 
 import torch
 
-from benchmarks.intervals import paired_ratio, summary
-from benchmarks.rungs import BATCH, RUNGS, build, load_data, new_model
-from benchmarks.state import numbers
-from vaebench.fast import flush_denormal
-from vaebench.system.device import resolve_device, synchronize
+from benchmarks.harness import BATCH, load_data, new_model, numbers, prepared, take_turns
+from benchmarks.rungs import build_rung, find
+from benchmarks.statistics import paired_ratio, summary
+from vaebench.config import FastConfig
+from vaebench.fast.threads import thread_settings
+from vaebench.system.device import resolve_device
 from vaebench.system.threads import available_cpus
 from vaebench.system.worker import run_apart
 
@@ -23,27 +24,23 @@ from vaebench.system.worker import run_apart
 STEPS, BEFORE = 12, 100
 
 
-def take_turns(words: argparse.Namespace) -> dict[str, list[float]]:
+def steps_in_turns(words: argparse.Namespace) -> dict[str, list[float]]:
     """Give the seconds per step of every turn, rung by rung."""
     device = resolve_device(words.device)
     images = load_data(words.data).train.images
-    engines = {
-        name: build(RUNGS[name], new_model(), images, BATCH, device)[0] for name in words.rungs
-    }
-    before, turn = (numbers(len(images), BATCH * n, device) for n in (BEFORE, STEPS))
+    rungs = [find(name, device.type) for name in words.rungs]
+    engines = {r.name: build_rung(r, new_model(), images, device)[0] for r in rungs}
+    turn = numbers(len(images), BATCH * STEPS, device)
+    one = [part[:BATCH] for part in turn]  # brings an engine's weights into the cache
     for engine in engines.values():
-        engine.epoch(*before)
-    found: dict[str, list[float]] = {name: [] for name in engines}
-    for count in range(words.turns):
-        order = list(engines) if count % 2 == 0 else list(engines)[::-1]
-        for name in order:
-            engines[name].epoch(*(part[:BATCH] for part in turn))  # its weights into the cache
-            synchronize(device)
-            start = time.perf_counter()
-            engines[name].epoch(*turn)
-            synchronize(device)
-            found[name].append((time.perf_counter() - start) / STEPS)
-    return found
+        engine.epoch(*numbers(len(images), BATCH * BEFORE, device))
+    seconds = take_turns(
+        {name: partial(engine.epoch, *turn) for name, engine in engines.items()},
+        device,
+        words.turns,
+        around={n: prepared(partial(e.epoch, *one), e.training) for n, e in engines.items()},
+    )
+    return {name: [s / STEPS for s in taken] for name, taken in seconds.items()}
 
 
 def told(found: dict[str, list[float]]) -> str:
@@ -63,13 +60,14 @@ def told(found: dict[str, list[float]]) -> str:
 def main(argv: list[str]) -> None:
     """Take turns and print what came of it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.turns")
-    parser.add_argument("rungs", nargs="+", choices=[r for r in RUNGS if r != "reference"])
+    parser.add_argument("rungs", nargs="+", help="rungs of the ladder, or some joined: native+amp")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--data", default="auto", help="auto: MNIST if on disk, else strokes")
     parser.add_argument("--turns", type=int, default=41)
     words = parser.parse_args(argv)
     torch.set_num_threads(available_cpus())
-    print(told(run_apart(lambda: take_turns(words), flush_denormal.enter)))
+    settings, _ = thread_settings(FastConfig(), resolve_device(words.device))
+    print(told(run_apart(lambda: steps_in_turns(words), *settings)))
 
 
 if __name__ == "__main__":

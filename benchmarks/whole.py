@@ -19,14 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.intervals import break_even, summary
-from benchmarks.ladder import schedule
-from benchmarks.processes import ROOT, described
-from benchmarks.rungs import load_data
+from benchmarks.harness import RESULTS, ROOT, described, load_data, say, store, up_and_down
+from benchmarks.statistics import break_even, summary
 
 TRAIN = ("-m", "vaebench.train", "--quiet")
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "examples": ("-m", "benchmarks.examples_vae"),
+    "examples": ("-m", "benchmarks.peers.pytorch_examples"),
     "reference": (*TRAIN, "--engine", "reference", "--no-flush-denormal"),
     "fast": TRAIN,
     "compile, cold": (*TRAIN, "--compile"),
@@ -61,21 +59,15 @@ def run_command(name: str, words: argparse.Namespace, folder: Path) -> Run:
     told = json.loads((out / "result.json").read_text(encoding="utf-8"))
     if told["actual"]["compile"] != name.startswith("compile"):
         raise RuntimeError(f"{name} ran as {told['actual']}: {told['notes']}")
-    return {
-        "name": name,
-        "seconds": seconds,
-        "parts": told["seconds"],
-        "test_elbo": told["test_elbo"],
-    }
+    elbo, parts = told["test_elbo"], told["seconds"]
+    return {"name": name, "seconds": seconds, "parts": parts, "test_elbo": elbo}
 
 
 def rows(runs: list[Run]) -> list[dict[str, Any]]:
     """Summarise each command's runs; parts are medians in seconds."""
     found = []
-    for name in COMMANDS:
+    for name in dict.fromkeys(run["name"] for run in runs):
         mine = [run for run in runs if run["name"] == name]
-        if not mine:
-            continue
         parts = mine[0]["parts"]
         medians = parts and {
             part: summary([run["parts"][part] for run in mine]).median for part in parts
@@ -118,13 +110,9 @@ def run_all(
         if any(name.endswith("warm") for name in names):
             fill = argparse.Namespace(**{**vars(words), "epochs": 1})
             run("compile, warm", fill, folder)  # off the record: it fills the cache
-        for repeat, command in schedule(names, words.repeats):
+        for repeat, command in up_and_down(names, words.repeats):
             runs.append(run(command, words, folder))
-            print(
-                f"repeat {repeat + 1}, {command}: {runs[-1]['seconds']:.1f} s",
-                file=sys.stderr,
-                flush=True,
-            )
+            say(f"repeat {repeat + 1}, {command}: {runs[-1]['seconds']:.1f} s")
     found = rows(runs)
     data = load_data(words.data, 1, 1)
     return {
@@ -146,11 +134,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--commands", nargs="+", choices=list(COMMANDS))
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/startup.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "startup.json")
     words = parser.parse_args(argv)
-    text = json.dumps(run_all(words), indent=1)
-    words.out.parent.mkdir(parents=True, exist_ok=True)
-    words.out.write_text(text + "\n", encoding="utf-8")
+    store(words.out, run_all(words))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Stored results -> the README's tables, and plots: ``python scripts/report.py``.
+"""Stored results -> the tables of benchmarks/README.md, and plots: ``python scripts/report.py``.
 
-    python scripts/report.py                      write the tables into README.md, draw the plots
-    python scripts/report.py --check              exit with 1 if README.md and the results differ
+    python scripts/report.py                      write the tables, draw the plots
+    python scripts/report.py --check              exit with 1 if tables and results differ
     python scripts/report.py reduce RAW.json OUT  keep of pytest-benchmark's JSON what is needed
 
 It reads JSON files only, ``benchmarks/results/*.json``; a table stands between the markers
@@ -254,7 +254,7 @@ def cuda_report(results: Results) -> str:
     lost += ["it was cut off"] * (not result["complete"])
     words = (
         f"{result['images']:,} images at batch {result['batch_size']}; steady rates are medians of "
-        f"whole epochs, all techniques in turns, ratios turn by turn; {result['epochs']} epochs by "
+        f"whole epochs, all rungs in turns, ratios turn by turn; {result['epochs']} epochs by "
         f"`fit`, warm, the training alone, medians over seeds; test ELBO in nats per image, "
         f"{result['samples']} z each, mean over seeds. Peers: rounds beside vaebench's fastest in "
         "float32, which is named."
@@ -269,8 +269,8 @@ def _techniques(parts: dict[str, list[Result]], epochs: int) -> str:
     for row in parts.get("whole", []):
         if not row["refused"]:
             trained.setdefault(row["name"], []).append(row)
-    heads = ["technique", "µs a step", "images/s (IQR; n)", "× eager (interval)"]
-    heads += ["× what it adds to", f"{epochs} epochs", "test ELBO (n)"]
+    heads = ["rung", "µs a step", "images/s (IQR; n)", "× resident (interval)"]
+    heads += ["× rung below", f"{epochs} epochs", "test ELBO (n)"]
     rows = []
     for built in parts.get("build", []):
         name = built["name"]
@@ -314,7 +314,7 @@ def _batches(part: Result) -> str:
     sizes = sorted({row["batch_size"] for row in good})
     rates = {(row["name"], row["batch_size"]): row["images_per_second"] for row in good}
     pays = {row["name"]: row for row in part.get("pays", [])}
-    heads = ["images/s at batch", *(f"{size:,}" for size in sizes), "pays against what it adds to"]
+    heads = ["images/s at batch", *(f"{size:,}" for size in sizes), "pays against the rung below"]
     rows = []
     for name in dict.fromkeys(row["name"] for row in good):
         cells = [f"{rates[name, s]:,.0f}" if (name, s) in rates else "–" for s in sizes]
@@ -355,7 +355,7 @@ def main(argv: list[str]) -> int:
     """Run the command line; give its exit status."""
     parser = argparse.ArgumentParser(prog="scripts/report.py", description=__doc__)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--readme", type=Path, default=ROOT / "benchmarks/README.md")
     parser.add_argument("--check", action="store_true", help="compare only")
     commands = parser.add_subparsers(dest="command")
     reducing = commands.add_parser("reduce", help="shrink pytest-benchmark's JSON")

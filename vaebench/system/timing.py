@@ -1,9 +1,10 @@
 """A true clock, and the machine's measured peak."""
 
 import contextlib
+import itertools
 import math
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
@@ -25,27 +26,28 @@ def process_age() -> float:
     return time.monotonic() - STARTED
 
 
-def best_seconds(
-    work: Callable[[], object], device: torch.device, *, budget: float, repeats: int = 50
-) -> float:
-    """Shortest time of one call, in seconds, over calls that fit in ``budget`` seconds.
+def take_turns(
+    runs: Mapping[Key, Callable[[], object]],
+    device: torch.device,
+    around: Mapping[Key, Callable[[], AbstractContextManager[object]]] | None = None,
+) -> Iterator[dict[Key, float]]:
+    """Time one call of each, turn after turn, for as long as anybody asks; seconds, by key.
 
-    The first call warms up and is not counted, unless it alone spends the budget. The minimum is
-    right for a peak: noise only ever adds.
+    Something else that runs meanwhile then slows all of them, or none; every other turn goes in the
+    opposite order, so that a drift favours none. ``around`` gives what is entered around a call,
+    off the clock. The first turn also warms up.
     """
-    best, spent = math.inf, 0.0
-    for call in range(repeats + 1):
-        synchronize(device)
-        start = time.perf_counter()
-        work()
-        synchronize(device)
-        seconds = time.perf_counter() - start
-        spent += seconds
-        if call or spent >= budget:
-            best = min(best, seconds)
-        if spent >= budget:
-            break
-    return best
+    around = around or {}
+    for turn in itertools.count():
+        seconds: dict[Key, float] = {}
+        for key in list(runs) if turn % 2 == 0 else reversed(list(runs)):
+            with around.get(key, contextlib.nullcontext)():
+                synchronize(device)
+                start = time.perf_counter()
+                runs[key]()
+                synchronize(device)
+                seconds[key] = time.perf_counter() - start
+        yield seconds
 
 
 def race(
@@ -58,27 +60,26 @@ def race(
 ) -> dict[Key, float]:
     """Shortest time of one call of each, in seconds, the calls taking turns.
 
-    Something else that runs meanwhile then slows all of them, or none, and does not decide. The
-    first turn warms up and is not counted, but for a call that spends half the budget alone. After
-    ``budget`` seconds no turn is begun, once each has a time. ``around`` gives what is entered
-    around a call, off the clock.
+    The first turn warms up and is not counted, but for a call that spends half the budget alone.
+    After ``budget`` seconds no turn is begun, once each has a time. The minimum is right for a
+    peak: noise only ever adds. ``around`` is as in :func:`take_turns`.
     """
-    around = around or {}
     best = dict.fromkeys(runs, math.inf)
     end = time.perf_counter() + budget
-    for turn in range(turns + 1):
-        for key, run in runs.items():
-            with around.get(key, contextlib.nullcontext)():
-                synchronize(device)
-                start = time.perf_counter()
-                run()
-                synchronize(device)
-                seconds = time.perf_counter() - start
-            if turn > 0 or seconds > budget / 2:
-                best[key] = min(best[key], seconds)
-        if math.inf not in best.values() and time.perf_counter() > end:
+    for turn, seconds in enumerate(take_turns(runs, device, around)):
+        for key, took in seconds.items():
+            if turn > 0 or took > budget / 2:
+                best[key] = min(best[key], took)
+        if turn == turns or (math.inf not in best.values() and time.perf_counter() > end):
             break
     return best
+
+
+def best_seconds(
+    work: Callable[[], object], device: torch.device, *, budget: float, repeats: int = 50
+) -> float:
+    """Shortest time of one call, in seconds, over calls in ``budget`` seconds: a race of one."""
+    return race({None: work}, device, turns=repeats, budget=budget)[None]
 
 
 def peak_flops(

@@ -13,8 +13,7 @@ import optax
 import torch
 from torch import Tensor
 
-from benchmarks.rungs import BATCH, LATENT, LEARNING_RATE, new_model
-from benchmarks.state import numbers
+from benchmarks.harness import BATCH, LEARNING_RATE, new_model, numbers
 
 Params = dict[str, tuple[Any, Any]]
 adam = optax.adam(LEARNING_RATE)
@@ -74,7 +73,9 @@ class JaxScan:
         order, noise = (t.numpy() for t in numbers(len(images), count, torch.device("cpu")))
         whole = count - count % BATCH
         self.parts = [
-            jax.device_put((index.reshape(-1, size), eps.reshape(-1, size, LATENT)), self.home)
+            jax.device_put(
+                (index.reshape(-1, size), eps.reshape(-1, size, eps.shape[1])), self.home
+            )
             for index, eps, size in (
                 (order[:whole], noise[:whole], BATCH),
                 (order[whole:], noise[whole:], count - whole),
@@ -97,3 +98,8 @@ class JaxScan:
             self.state, loss = scan_steps(self.state, self.images, index, eps)
             losses.append(loss)
         return -float(sum(losses)) / self.count
+
+
+def make(images: Tensor, count: int, device: torch.device) -> JaxScan:
+    """Build it."""
+    return JaxScan(images, count, device)

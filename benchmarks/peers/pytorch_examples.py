@@ -1,10 +1,10 @@
-"""What a user would otherwise run: the loop of pytorch/examples ``vae/main.py``, written anew.
+"""What a user would otherwise run: the script of pytorch/examples ``vae/main.py``, written anew.
 
 As there: a data set that makes a PIL image of every digit and a tensor of every image, DataLoader
 batches of 128 in a shuffled order, eager float32, Adam 1e-3, binary cross-entropy of sigmoid
 outputs summed over the batch, ``loss.item()`` after every step, a test pass after every epoch.
-Run as a command, ``python -m benchmarks.examples_vae --epochs 10 --data mnist``, it is that script
-but for the pictures it saves; as a module it gives the pieces to ``peers``.
+Run as a command, ``python -m benchmarks.peers.pytorch_examples --epochs 10 --data mnist``, it is
+that script but for the pictures it saves.
 """
 
 import argparse
@@ -17,7 +17,14 @@ from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks.rungs import BATCH, LEARNING_RATE, load_data
+from benchmarks.harness import (
+    BATCH,
+    LEARNING_RATE,
+    load_data,
+    memory_of,
+    new_model,
+    restorer,
+)
 
 
 class Digits(Dataset[tuple[Tensor, int]]):
@@ -105,6 +112,34 @@ def test_epoch(model: nn.Module, loader: DataLoader[Any], device: torch.device) 
         total += example_loss(output, x, mu, logvar).item()
         images += len(x)
     return total / images
+
+
+class Examples:
+    """See :class:`benchmarks.peers.Contender`."""
+
+    def __init__(self, images: Tensor, count: int, device: torch.device) -> None:
+        self.device = device
+        self.loader = make_loader(images[:count], device, shuffle=True)
+        self.model = ExampleVAE()
+        copy_weights(new_model(), self.model)
+        self.optimizer = optim.Adam(self.model.to(device).parameters(), lr=LEARNING_RATE)
+        self.restore = restorer(self.model, lambda: memory_of(self.optimizer))
+
+    def epoch(self) -> float:
+        """Train."""
+        return -train_epoch(self.model, self.loader, self.optimizer, self.device)
+
+
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Copy parameters in order: both models list encoder, mu, logvar, decoder, output."""
+    with torch.no_grad():
+        for theirs, ours in zip(target.parameters(), source.parameters(), strict=True):
+            theirs.copy_(ours)
+
+
+def make(images: Tensor, count: int, device: torch.device) -> Examples:
+    """Build it."""
+    return Examples(images, count, device)
 
 
 def main() -> None:

@@ -1,0 +1,139 @@
+"""What vaebench is measured against, each contender as its own users would run it; a file each.
+
+All get the same arrays, the same initial weights, the same threads and batch size, and but for
+``--amp`` float32. Those that can take order and noise are given vaebench's, so that their ELBO must
+equal its own; the others draw their own, so that their ELBO is only near. Of the PyTorch peers none
+flushes denormals, since their users do not; XLA always does. To add one, write a file with a
+``make`` and give it a line in PEERS.
+"""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness import Child
+from benchmarks.rungs import RungError
+
+
+class Contender(Protocol):
+    """Something that trains: ``restore`` to the initial state, then an ``epoch``."""
+
+    def restore(self) -> None:
+        """Put the initial weights and optimiser state back."""
+
+    def epoch(self) -> float:
+        """Train on ``count`` images; give the mean ELBO, having waited for the device."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Where a contender is, and what is known of it.
+
+    Args:
+        module: of this folder, with ``make(images, count, device, **words) -> Contender``.
+        agrees: largest relative difference from vaebench's ELBO: rounding, or other random numbers.
+        beside: the contender of vaebench's that it is set beside.
+        share: the part of the other peers' images that it is given: its steps take longer.
+        flush: whether denormals are flushed.
+        words: further arguments of ``make``.
+    """
+
+    module: str
+    agrees: float = 1e-3
+    beside: str = "vaebench"
+    share: float = 1.0
+    flush: bool = False
+    words: Mapping[str, Any] | None = None
+
+
+# In the order of the table. The first against itself shows what the instrument cannot tell apart.
+PEERS: dict[str, Peer] = {
+    "vaebench": Peer("ours", flush=True),
+    "vaebench --amp": Peer("ours", 2e-3, flush=True, words={"rung": "amp"}),
+    "pytorch/examples": Peer("pytorch_examples", 0.05),
+    "eager, resident": Peer("eager"),
+    "torch.compile(model)": Peer("eager", words={"compile": True}),
+    "jax": Peer("jax_scan"),
+    # Another workload. Its loop does not ask for flushing; if anything, it gains by it.
+    "danielwang7/MNIST-VAE": Peer("mnist_vae", 5e-3, "vaebench, conv", 1 / 20, flush=True),
+}
+# Beside which that is set: eager, as compiling takes more than it saves there (LOG.md).
+_CONV = Peer("ours", share=1 / 20, flush=True, words={"workload": "conv", "rung": "plain"})
+MAIN = tuple(name for name, peer in PEERS.items() if peer.beside == "vaebench")
+
+
+def peer_of(name: str) -> Peer:
+    """Describe a contender; ``vaebench --RUNG`` is vaebench on any rung of the ladder."""
+    known = PEERS | {"vaebench, conv": _CONV}
+    return known.get(name) or Peer("ours", flush=True, words={"rung": name.partition(" --")[2]})
+
+
+def make(name: str, images: Tensor, count: int, device: torch.device) -> Contender:
+    """Build a contender; its first epoch may still compile."""
+    peer = peer_of(name)
+    module = importlib.import_module(f"benchmarks.peers.{peer.module}")
+    contender: Contender = module.make(images, count, device, **(peer.words or {}))
+    return contender
+
+
+class Running:
+    """A contender in a process of its own, warmed up; a context manager.
+
+    ``elbo`` is that of its warm-up epoch, ``count`` how many images an epoch has.
+
+    Raises:
+        RungError: it is one of vaebench's, and not what its name says.
+        ChildError: it does not run.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        device: str,
+        data: str,
+        images: int | None,
+        count: int,
+        limit: float | None = None,
+    ) -> None:
+        peer = peer_of(name)
+        self.count = max(min(count, 200), int(count * peer.share))
+        self.child = Child(
+            "child:compete",
+            {"peer": name, "device": device, "data": data, "images": images,
+             "count": self.count, "flush": peer.flush},
+            limit=limit,
+        )  # fmt: skip
+        try:
+            answer = self.child.answer()
+            if answer["refused"]:
+                raise RungError(f"{name}: {answer['refused']}")
+        except BaseException:
+            self.close()
+            raise
+        self.elbo: float = answer["elbo"]
+
+    def __enter__(self) -> "Running":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def restore(self) -> None:
+        """Have its start put back, and wait."""
+        self._do("restore")
+
+    def epoch(self) -> None:
+        """Have it train an epoch, and wait."""
+        self._do("epoch")
+
+    def _do(self, word: str) -> None:
+        self.child.tell(word)
+        self.child.answer()
+
+    def close(self) -> None:
+        """Let it end."""
+        self.child.close()
