@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import timer as synchronising_clock
 
 from vaebench import Dataset, InputError, TrainConfig, load_dataset, load_mnist
 from vaebench.config import recipe
@@ -171,7 +170,9 @@ def memory_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def clock() -> float:
     """Seconds, read when everything queued on the device is done."""
-    return float(synchronising_clock())
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def seconds_of(work: Callable[[], object]) -> float:

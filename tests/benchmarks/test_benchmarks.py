@@ -294,8 +294,8 @@ def test_only_what_is_wrong_fails_and_the_last_line_says_why(tmp_path: Path) -> 
         "def test_slow(measure):\n    raise RungError('it lost its race')\n"
         "def test_wrong(measure):\n    assert False, 'ELBO -1, not -2'\n"
     )
-    line = [sys.executable, "-m", "pytest", "-p", "benchmarks.conftest", "-q", "-rs"]
-    line += ["-p", "no:cacheprovider", "-W", "error"]
+    line: list[str | Path] = [sys.executable, "-m", "pytest", "-p", "benchmarks.conftest", "-q"]
+    line += ["-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml", f"--rootdir={tmp_path}"]
     done = subprocess.run(
         [*line, tmp_path / "bench_x.py"], cwd=ROOT, capture_output=True, text=True, check=False
     )

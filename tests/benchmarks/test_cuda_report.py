@@ -147,7 +147,7 @@ def test_the_fastest_in_float32_stands_for_vaebench(
         (["resident", "tf32", "triton"], "triton"),
         (list(seconds), "persistent"),
     ):
-        cuda.engines = dict.fromkeys(names, SimpleNamespace(epoch=print))
+        cuda.engines = dict.fromkeys(names, SimpleNamespace(epoch=print, training=print))
         report.time_rungs(report.Part(math.inf), cuda)
         assert cuda.home == home
 
