@@ -1,7 +1,7 @@
 """The register of techniques -> the table of vaebench/fast/README.md.
 
-    python scripts/techniques.py          write the table
-    python scripts/techniques.py --check  exit with 1 if table and register differ
+``python scripts/techniques.py`` writes it; with ``--check`` it only compares, and exits with 1 if
+table and register differ.
 """
 
 import re
