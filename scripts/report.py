@@ -1,7 +1,7 @@
-"""Stored results -> the README's tables, and plots: ``python scripts/report.py``.
+"""Stored results -> the tables of benchmarks/README.md, and plots: ``python scripts/report.py``.
 
-    python scripts/report.py                      write the tables into README.md, draw the plots
-    python scripts/report.py --check              exit with 1 if README.md and the results differ
+    python scripts/report.py                      write the tables, draw the plots
+    python scripts/report.py --check              exit with 1 if tables and results differ
     python scripts/report.py reduce RAW.json OUT  keep of pytest-benchmark's JSON what is needed
 
 It reads JSON files only, ``benchmarks/results/*.json``; a table stands between the markers
@@ -355,7 +355,7 @@ def main(argv: list[str]) -> int:
     """Run the command line; give its exit status."""
     parser = argparse.ArgumentParser(prog="scripts/report.py", description=__doc__)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--readme", type=Path, default=ROOT / "benchmarks/README.md")
     parser.add_argument("--check", action="store_true", help="compare only")
     commands = parser.add_subparsers(dest="command")
     reducing = commands.add_parser("reduce", help="shrink pytest-benchmark's JSON")

@@ -2,7 +2,9 @@
 
 ``names`` knows what people call things, ``read`` finds them in what a method gave, ``squash`` finds
 a last sigmoid; ``encoding`` and ``decoding`` try the model. What is found is written down in two
-small records (``ways``); the module made of them shares everything with the caller's.
+small records (``ways``); the module made of them shares everything with the caller's. May import
+``errors`` and ``models``. To know another way of writing a VAE: a word in ``names``, or a case in
+``read``, and a model written so in ``tests/models/others.py``.
 """
 
 from collections.abc import Callable, Mapping
