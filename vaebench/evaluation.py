@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from vaebench.data.arrays import as_images
-from vaebench.data.images import to_unit
+from vaebench.data.arrays import checked
+from vaebench.data.images import Images, to_unit
 from vaebench.errors import InputError, check_count, check_seed
 from vaebench.models.adapt import adapted, as_module
 from vaebench.models.protocol import as_vae, latent_size, likelihood_of
@@ -57,7 +57,7 @@ class Evaluation:
 @full_float32()
 def evaluate(
     model: nn.Module,
-    images: Tensor,
+    images: Tensor | Images,
     *,
     labels: Tensor | None = None,
     samples: int = 1,
@@ -96,9 +96,10 @@ def evaluate(
     seed = check_seed("seed", seed)
     model = as_module(model)
     objective = Objective(likelihood_of(model) if likelihood is None else likelihood, sigma)
-    images = check_images(images, objective, "images")
+    bernoulli = objective.likelihood == "bernoulli"
+    pixels = checked(images, "images", unit_interval=bernoulli).pixels
     device = device_of(model)
-    given = (images.to(device), *(() if labels is None else (_labels(labels, images, device),)))
+    given = (pixels.to(device), *(() if labels is None else (_labels(labels, pixels, device),)))
     first = [part[:1] for part in given]
     if labels is None:
         sample = to_unit(given[0][:2]).clone()
@@ -200,21 +201,3 @@ def _labels(labels: Tensor, images: Tensor, device: torch.device) -> Tensor:
     if len(labels) != len(images):
         raise InputError(f"there are {len(labels)} labels for {len(images)} images: give as many")
     return torch.as_tensor(labels).to(device)
-
-
-def check_images(images: Tensor, objective: Objective, name: str) -> Tensor:
-    """Check an array of images and that the likelihood can take its values; give it as a tensor.
-
-    Raises:
-        InputError: see :func:`vaebench.data.arrays.as_images`; or floats outside [0, 1] for a
-            Bernoulli likelihood.
-    """
-    images = as_images(images)
-    if objective.likelihood == "bernoulli" and images.is_floating_point():
-        low, high = images.min().item(), images.max().item()
-        if low < 0 or high > 1:
-            raise InputError(
-                f"{name} holds values from {low:.4g} to {high:.4g}: a Bernoulli likelihood takes "
-                "[0, 1] or uint8; rescale them, or use the gaussian likelihood"
-            )
-    return images

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from vaebench.config import TrainConfig, asks_for
+from vaebench.data.arrays import checked
 from vaebench.data.binarize import NOTES, Sampler, binarize
-from vaebench.data.images import to_unit
+from vaebench.data.images import Images, to_unit
 from vaebench.data.streaming import fits
 from vaebench.errors import InputError
-from vaebench.evaluation import check_images
 from vaebench.fast.threads import thread_settings
 from vaebench.models.adapt import as_module
 from vaebench.models.protocol import likelihood_of
@@ -155,13 +155,16 @@ class Training:
         kind = likelihood_of(model) if aim.likelihood is None else aim.likelihood
         self.objective = Objective(kind, aim.sigma, aim.beta, aim.bound, aim.samples)
         test, test_labels = test_images if isinstance(test_images, tuple) else (test_images, None)
-        self.images = check_images(images, self.objective, "images")
+        unit = {"unit_interval": kind == "bernoulli"}
+        self.images = checked(images, "images", **unit).pixels
         self.labels = _check_labels(labels, len(self.images), "labels")
-        self.test = None if test is None else check_images(test, self.objective, "test_images")
+        self.test = None if test is None else checked(test, "test_images", **unit)
         if self.test is not None:
             self.test_labels = _check_labels(test_labels, len(self.test), "the test images' labels")
         self._check_sizes()
         _check_processes(count(), model, config.optimizer.batch_size, config.run.engine)
+        together = count() > 1 or config.run.engine == "reference"
+        self.resident = together or fits(self.images, self.device)
         self.sampler = self._binarize(config.data.binarize)
         self.stop = threading.Event()
 
@@ -171,9 +174,9 @@ class Training:
             raise InputError(
                 f"batch_size is {batch_size}, more than the {n} images: make it smaller"
             )
-        if test is not None and test.shape[1:] != self.images.shape[1:]:
+        if test is not None and test.pixels.shape[1:] != self.images.shape[1:]:
             raise InputError(
-                f"test_images are of shape {tuple(test.shape[1:])} each, images of "
+                f"test_images are of shape {tuple(test.pixels.shape[1:])} each, images of "
                 f"{tuple(self.images.shape[1:])}: make them alike"
             )
         if test is not None and (self.labels is None) != (self.test_labels is None):
@@ -187,12 +190,12 @@ class Training:
             return None
         # New pixels are drawn where the images are kept: what does not fit on the device, on the
         # host.
-        resident = count() > 1 or fits(self.images, self.device)
-        storage_device = self.device if resident else self.images.device
+        storage_device = self.device if self.resident else self.images.device
         dynamic = how == "dynamic"
         sampler = Sampler(self.images, self.config.run.seed, storage_device) if dynamic else None
         self.images = binarize(self.images, how, TRAINING_PIXELS)
-        self.test = None if self.test is None else binarize(self.test, how, TEST_PIXELS)
+        if self.test is not None:
+            self.test = Images(binarize(self.test.pixels, how, TEST_PIXELS), unit_interval=True)
         return sampler
 
     def run(
@@ -258,7 +261,7 @@ class Training:
             config.optimizer,
             device,
             labels=self.labels,
-            resident=True if group or config.run.engine == "reference" else None,
+            resident=self.resident,
         )
         follower = Follower(problem, config, group)
         if group:

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vaebench.data.binarize import Sampler
+from vaebench.data.images import Images
 from vaebench.errors import TrainingError
 from vaebench.evaluation import evaluate
 from vaebench.problem import Problem
@@ -42,7 +43,7 @@ class Plan:
     schedule: str
     seed: int
     sampler: Sampler | None
-    test_images: Tensor | None
+    test_images: Images | None
     test_labels: Tensor | None
     progress: bool
     on_epoch: Callable[[EpochRecord], None] | None
@@ -138,7 +139,7 @@ class Loop:
         bar.set_postfix(elbo=f"{recon - kl:.2f}", refresh=False)
         return EpochRecord(epoch, recon - kl, None, recon, kl, seconds, numbers.images / seconds)
 
-    def _test(self, test_images: Tensor) -> float:
+    def _test(self, test_images: Images) -> float:
         """Estimate the test ELBO; of several processes the first one does, for all."""
         elbo = math.nan
         if self.group is None or self.group.rank == 0:
