@@ -15,8 +15,10 @@ from functools import partial
 import torch
 
 from vaebench.fast.admit import BF16
+from vaebench.fast.admit import race as race_steps
 from vaebench.fast.capture import capture_for, step_seconds
 from vaebench.fast.draft import Draft, Offer
+from vaebench.fast.step import StepEngine
 from vaebench.system.timing import race
 
 # Casting weights and activations costs two passes over them, so a product that is only just
@@ -57,8 +59,16 @@ def offer(draft: Draft) -> Offer | str:
     plan = dataclasses.replace(draft.plan, autocast=precision.dtype)
     notes = [f"--amp: {precision.reason}"]
     return Offer(
-        draft.make(plan), plan, actual={"amp": True}, race=None, notes=notes, tolerance=BF16
+        draft.make(plan), plan, actual={"amp": "bf16"}, race=None, notes=notes, tolerance=BF16
     )
+
+
+def regret(draft: Draft, plain: StepEngine) -> str:
+    """Say that bf16, chosen for its products' speed, makes steps slower than float32's, if so."""
+    chosen = draft.asks("amp") == "auto" and not draft.group
+    if chosen and not race_steps(draft.engine, plain).wins:
+        return "a step was slower in bf16 here"
+    return ""
 
 
 def _step_seconds(draft: Draft, dtype: torch.dtype | None) -> float:
