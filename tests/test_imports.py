@@ -174,7 +174,7 @@ def test_training_needs_no_torchvision_no_matplotlib_no_cuda() -> None:
 
 
 def test_every_public_name_is_there() -> None:
-    assert set(vaebench.__all__) == set(vaebench._HOME)
+    assert set(vaebench.__all__) == set(vaebench._MODULES)
     for name in vaebench.__all__:
         assert getattr(vaebench, name).__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):

@@ -245,7 +245,7 @@ def test_a_step_is_timed_without_a_trace(
     strokes: Tensor, monkeypatch: pytest.MonkeyPatch, how: type[TapeCapture] | None
 ) -> None:
     monkeypatch.setattr(
-        recording, "TRIAL", 2.0
+        recording, "TIMED_SECONDS", 2.0
     )  # a busy machine takes 0.1 s for the first run alone
     plain = _plain(strokes, CPU, "batch norm")
     before = _state(plain)

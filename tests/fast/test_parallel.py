@@ -208,13 +208,13 @@ def test_gradients_are_weighted_by_images(monkeypatch: pytest.MonkeyPatch) -> No
     sent: list[torch.Tensor] = []
     for receiving in (False, True):
 
-        def add_up(flat: torch.Tensor, receiving: bool = receiving) -> None:
+        def all_reduce(flat: torch.Tensor, receiving: bool = receiving) -> None:
             if receiving:
                 flat.copy_(torch.stack(sent).sum(0))
             else:
                 sent.append(flat.clone())
 
-        monkeypatch.setattr("vaebench.fast.parallel.add_up", add_up)
+        monkeypatch.setattr("vaebench.fast.parallel.all_reduce", all_reduce)
         for part in parts:
             own = [g[part] for g in per_image]
             mean = tuple(g.mean(0) if len(g) else torch.zeros(g.shape[1:]) for g in own)
@@ -228,7 +228,7 @@ def test_the_exchange_is_a_part_of_a_compiled_graph(monkeypatch: pytest.MonkeyPa
     """Captured without a break, and done anew at each run: with a process that has the same."""
 
     class Twin:
-        def add_up(self, flat: torch.Tensor) -> None:
+        def all_reduce(self, flat: torch.Tensor) -> None:
             flat.mul_(2)
             done.append(flat.numel())
 
@@ -247,7 +247,7 @@ def test_shares_are_parts_of_a_whole(n: int) -> None:
     parts = []
     for rank in range(4):
         group = Group.__new__(Group)
-        group.rank, group.size = rank, 4
+        group.rank, group.world_size = rank, 4
         parts.append(list(range(n))[group.share(n)])
     assert [i for part in parts for i in part] == list(range(n))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1

@@ -52,7 +52,7 @@ def offer(draft: Draft) -> Offer | str:
     else:
         precision = choose(requested, problem.device)
     if draft.group:  # one decision, by one measurement
-        bf16 = draft.group.first_says(float(precision.dtype is not None))
+        bf16 = draft.group.broadcast(float(precision.dtype is not None))
         precision = Precision(torch.bfloat16 if bf16 else None, precision.reason)
     if precision.dtype is None:
         return precision.reason
@@ -88,19 +88,19 @@ def choose(requested: str | None, device: torch.device) -> Precision:
     if requested == "bf16":
         return Precision(torch.bfloat16, "bf16 was asked for by name")
     gain = bf16_gain(device)
-    words = f"a bf16 matrix product runs at {gain:.2g}x float32's speed on this {device.type}"
+    measured = f"a bf16 matrix product runs at {gain:.2g}x float32's speed on this {device.type}"
     if gain >= WORTHWHILE:
-        return Precision(torch.bfloat16, words)
-    return Precision(None, f"{words}: training in float32 (--amp bf16 forces bf16)")
+        return Precision(torch.bfloat16, measured)
+    return Precision(None, f"{measured}: training in float32 (--amp bf16 forces bf16)")
 
 
 def by_steps(seconds: Callable[[torch.dtype | None], float]) -> Precision:
     """Decide by a training step's time in float32 (None) and under bfloat16 autocast."""
     gain = seconds(None) / seconds(torch.bfloat16)
-    words = f"a bf16 step runs at {gain:.2g}x a float32 step's speed on this GPU"
+    measured = f"a bf16 step runs at {gain:.2g}x a float32 step's speed on this GPU"
     if gain >= WORTHWHILE_STEP:
-        return Precision(torch.bfloat16, words)
-    return Precision(None, f"{words}: training in float32 (--amp bf16 forces bf16)")
+        return Precision(torch.bfloat16, measured)
+    return Precision(None, f"{measured}: training in float32 (--amp bf16 forces bf16)")
 
 
 def bf16_gain(device: torch.device, budget: float = 0.3) -> float:

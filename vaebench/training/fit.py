@@ -265,9 +265,9 @@ class Training:
         follower = Follower(problem, config, group)
         if group:
             group.check_alike("what could be compiled", follower.actual)
-            follower.actual["processes"] = group.size
+            follower.actual["processes"] = group.world_size
             follower.notes.append(
-                f"{group.size} processes took parts of each batch of {problem.batch_size}"
+                f"{group.world_size} processes took parts of each batch of {problem.batch_size}"
             )
         synchronize(device)
         history.flops_per_image = training_flops(problem)

@@ -49,7 +49,7 @@ OLDEST = (8, 0)  # compute capability: what Triton's products are made for
 # Of the factors of products: the first two are float32's, as the tests of equality have it.
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 FINE = PRECISIONS[:2]
-# How the kernel is compiled. Three pieces of a product's factors are loaded ahead of the one at
+# How the kernel is compiled. Three chunks of a product's factors are loaded ahead of the one at
 # hand, since waiting for them is most of its time; and a product and a sum may be rounded as one,
 # which newer releases of Triton want to be told.
 OPTIONS = {"num_stages": 4, "enable_fp_fusion": True}
@@ -76,13 +76,13 @@ class Sizes(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Tiles: short or tall by narrow or wide; pieces of what is summed up, long ones of pixels."""
+    """Tiles: short or tall by narrow or wide; chunks of what is summed up, long ones of pixels."""
 
     short: int = 16
     tall: int = 32
     narrow: int = 32
     wide: int = 64
-    piece: int = 32
+    chunk: int = 32
     long: int = 64
 
 
@@ -196,8 +196,8 @@ class Workspace:
     """
 
     def __init__(self, batch: int, sizes: Sizes, blocks: Blocks, device: torch.device) -> None:
-        parts = ceil_div(sizes.hidden, blocks.narrow)
-        largest = max(sizes.pixels, sizes.hidden, 2 * parts * sizes.latent)
+        chunks = ceil_div(sizes.hidden, blocks.narrow)
+        largest = max(sizes.pixels, sizes.hidden, 2 * chunks * sizes.latent)
         if batch * largest >= 2**31:
             raise ValueError(f"a batch of {batch} images is too large for the kernels' numbers")
 
@@ -209,7 +209,7 @@ class Workspace:
         self.hidden_grad, self.decoded_grad = empty(*hidden), empty(*hidden)
         self.mu, self.logvar, self.z = empty(*latent), empty(*latent), empty(*latent)
         self.mu_grad, self.logvar_grad = empty(*latent), empty(*latent)
-        self.heads, self.along = empty(2, parts, *latent), empty(parts, *latent)
+        self.heads, self.along = empty(2, chunks, *latent), empty(chunks, *latent)
         self.logits_grad = empty(batch, sizes.pixels)
         rows = ceil_div(batch, blocks.tall)
         self.kl, self.recon = empty(rows), empty(rows * ceil_div(sizes.pixels, blocks.narrow))
