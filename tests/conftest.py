@@ -73,8 +73,8 @@ def mnist() -> torch.Tensor:
     return load_mnist(download=False).train.images[:1000].clone()
 
 
-@pytest.fixture(params=["strokes", "mnist"])
+@pytest.fixture(params=["strokes", pytest.param("mnist", marks=pytest.mark.slow)])
 def images(request: pytest.FixtureRequest) -> torch.Tensor:
-    """Each small data set in turn; MNIST where ``VAEBENCH_DATA`` names it."""
+    """Each small data set in turn; MNIST, by --all, where ``VAEBENCH_DATA`` names it."""
     data: torch.Tensor = request.getfixturevalue(request.param)
     return data

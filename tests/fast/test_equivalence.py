@@ -88,6 +88,16 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Objective]] = {
 }
 
 
+def _with_models(cases: list[str]) -> list[Any]:
+    """Each case with each model: (name, case). Compiling takes seconds: the mlp stands for all."""
+    slow = pytest.mark.slow
+    return [
+        pytest.param(name, case, marks=[slow] * (name != "mlp" and "compile" in case))
+        for name in MODELS
+        for case in cases
+    ]
+
+
 def _model(name: str) -> tuple[nn.Module, Objective]:
     make, objective = MODELS[name]
     torch.manual_seed(1)
@@ -171,6 +181,7 @@ def _graphs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(build, "TECHNIQUES", here)
         monkeypatch.setattr(graph, "capture_for", lambda device: TapeCapture())
     # What is judged is whether they are equal; on models this small nothing else is certain.
+    monkeypatch.setattr(graph.GraphEngine, "_race", lambda self: None)
     monkeypatch.setattr(graph.GraphEngine, "pays", True)
 
 
@@ -214,8 +225,7 @@ def _rmse(a: Tensor, truth: Tensor) -> float:
     return (a.detach().double() - truth.detach()).square().mean().sqrt().item()
 
 
-@pytest.mark.parametrize("case", FLOAT32)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "case"), _with_models(FLOAT32))
 def test_l1_one_step(name: str, case: str, images: Tensor, device: torch.device) -> None:
     model, objective = _model(name)
     _skip_elsewhere(case, model, device.type)
@@ -262,8 +272,7 @@ def _eager_autocast(
     return (recon - kl).item(), list(grads)
 
 
-@pytest.mark.parametrize("case", ROUNDED)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "case"), _with_models(ROUNDED))
 def test_l2_one_step(name: str, case: str, images: Tensor, device: torch.device) -> None:
     model, objective = _model(name)
     _skip_elsewhere(case, model, device.type)
@@ -292,8 +301,7 @@ def test_l2_one_step(name: str, case: str, images: Tensor, device: torch.device)
             assert cosine >= 0.99, n
 
 
-@pytest.mark.parametrize("case", FLOAT32)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "case"), _with_models(FLOAT32))
 def test_l3_trajectory(name: str, case: str, images: Tensor, device: torch.device) -> None:
     """Four epochs of 16 steps, the last one of each short."""
     model, objective = _model(name)

@@ -183,7 +183,9 @@ COMPILED = {
 
 
 @pytest.mark.parametrize("phase", range(6))
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize(
+    "name", [n if n == "default" else pytest.param(n, marks=pytest.mark.slow) for n in COMPILED]
+)
 def test_compiles_ahead_of_time(name: str, phase: int) -> None:
     """For a GPU of compute capability 9.0, whatever there is here."""
     import triton
