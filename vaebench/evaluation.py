@@ -108,26 +108,14 @@ def evaluate(
         latent_dim = latent_size(model, to_unit(first[0]).clone(), *first[1:])
         model.eval()
         once = not leaves_state(model, lambda: _encode(model, first))
-        pieces = _Pieces(model, given, batch_size, latent_dim, encode_once=once)
+        chunks = _Chunks(model, given, batch_size, latent_dim, encode_once=once)
         generator = random_stream(seed, EVALUATION, device)
         weights = _Weights(len(images), device)
         for _ in tqdm(range(samples), unit=" samples", disable=None if progress else True):
             # All images' noise at once: it then does not depend on the batch size.
             eps = torch.randn((len(images), latent_dim), generator=generator, device=device)
-            weights.add(*pieces.score(objective, eps))
-    mu, logvar = pieces.mu, pieces.logvar
-    kls = kl_per_latent(mu, logvar).mean(0, dtype=torch.float64).tolist()
-    estimate = weights.log_mean(samples)
-    return Evaluation(
-        recon=weights.recon.mean().item() / samples,
-        kl=math.fsum(kls),
-        samples=samples,
-        images=len(images),
-        log_likelihood=estimate.mean().item(),
-        standard_error=_standard_error(estimate),
-        kl_per_latent=tuple(kls),
-        active_units=int((mu.var(0, correction=0) > ACTIVE).sum()),
-    )
+            weights.add(*chunks.score(objective, eps))
+    return _means(chunks, weights, samples)
 
 
 class _Weights:
@@ -147,12 +135,29 @@ class _Weights:
         return self.log_sum - math.log(samples)
 
 
+def _means(chunks: "_Chunks", weights: _Weights, samples: int) -> Evaluation:
+    """What was added up of every image, as means over them."""
+    mu, logvar = chunks.mu, chunks.logvar
+    kls = kl_per_latent(mu, logvar).mean(0, dtype=torch.float64).tolist()
+    estimate = weights.log_mean(samples)
+    return Evaluation(
+        recon=weights.recon.mean().item() / samples,
+        kl=math.fsum(kls),
+        samples=samples,
+        images=len(mu),
+        log_likelihood=estimate.mean().item(),
+        standard_error=_standard_error(estimate),
+        kl_per_latent=tuple(kls),
+        active_units=int((mu.var(0, correction=0) > ACTIVE).sum()),
+    )
+
+
 def _standard_error(values: Tensor) -> float:
     """Of their mean; not a number of a single value, which has no spread."""
     return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-class _Pieces:
+class _Chunks:
     """Images, and labels if there are any, that a model encodes and decodes batch by batch.
 
     A batch is decoded right after it was encoded, since a model may keep from one what it needs in

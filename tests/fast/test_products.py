@@ -227,7 +227,11 @@ def _engines(compile: bool, images: Tensor) -> tuple[StepEngine, ReferenceEngine
     return built.engine, plain, truth.model
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["eager", "compile"])
+@pytest.fixture(
+    scope="module",
+    params=[False, pytest.param(True, marks=pytest.mark.slow)],
+    ids=["eager", "compile"],
+)
 def trained(request: pytest.FixtureRequest) -> tuple[StepEngine, ReferenceEngine, nn.Module, Any]:
     """Both engines after one step on the same numbers; what they gave."""
     images = make_strokes(100, seed=3)[0]

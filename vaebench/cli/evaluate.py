@@ -82,11 +82,9 @@ def evaluate_run(args: "argparse.Namespace") -> None:
     from vaebench.system.threads import available_cpus
     from vaebench.system.worker import Worker
 
-    out = args.out or args.run / "evaluation.json"
+    out = _writable(args.out or args.run / "evaluation.json")
     model, config = load(args.run), read_json(args.run / CONFIG)
     trained = read_json(args.run / RESULT) if (args.run / RESULT).exists() else {}
-    if not os.access(out.parent, os.W_OK) or out.is_dir():
-        raise InputError(f"{out} cannot be written: name another file by --out")
     device = resolve_device(args.device)
     torch.set_num_threads(args.threads or available_cpus())
     data = _data(args, config, trained)
@@ -129,8 +127,13 @@ def evaluate_run(args: "argparse.Namespace") -> None:
     }
     write_json(out, result)
     if not args.quiet:
-        say(describe(result, found))
-        say(f"result: {out}")
+        say(f"{describe(result, found)}\nresult: {out}")
+
+
+def _writable(out: Path) -> Path:
+    if not os.access(out.parent, os.W_OK) or out.is_dir():
+        raise InputError(f"{out} cannot be written: name another file by --out")
+    return out
 
 
 def _data(args: "argparse.Namespace", config: dict[str, Any], trained: dict[str, Any]) -> "Dataset":

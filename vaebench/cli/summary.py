@@ -76,6 +76,6 @@ def describe(result: dict[str, Any]) -> str:
 
 
 def _words(mode: dict[str, Any]) -> str:
-    compiled = "compiled" if mode["compile"] else "eager"
-    precision = f"amp {mode['amp']}" if mode["amp"] else "no amp"
+    compiled = "compiled" if mode.get("compile") else "eager"
+    precision = f"amp {amp}" if (amp := mode.get("amp")) else "no amp"
     return f"{mode['engine']} engine, {compiled}, {precision}, on {mode['device']}, {mode['data']}"

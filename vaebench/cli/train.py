@@ -55,17 +55,17 @@ def train(config: TrainConfig) -> int:
 
     from vaebench.runs.folder import NoFolder, RunFolder
     from vaebench.system.device import resolve_device
-    from vaebench.system.distributed import joined, leads, local_count, own_device
+    from vaebench.system.distributed import is_main_process, joined, local_count, own_device
     from vaebench.system.threads import available_cpus
 
     device = resolve_device(own_device(config.run.device))
     torch.set_num_threads(config.run.threads or max(1, available_cpus() // local_count()))
     out = config.run.resume or config.run.out
     out = out or f"runs/{config.workload}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if not leads():
+    if not is_main_process():
         config = config.replace(quiet=True, plot=False)
     resume = config.run.resume is not None
-    with joined(), RunFolder(out, resume=resume) if leads() else NoFolder(out) as folder:
+    with joined(), RunFolder(out, resume=resume) if is_main_process() else NoFolder(out) as folder:
         try:
             status, result = _run(config, device, folder)
         except (TrainingError, ResourceError) as error:
@@ -83,13 +83,13 @@ def _run(
 ) -> tuple[int, dict[str, Any]]:
     """Train in a folder that is ours; give the exit status and the result, which is written."""
     from vaebench.data.load import load_dataset
-    from vaebench.system.distributed import in_turn, leads
+    from vaebench.system.distributed import is_main_process, main_process_first
     from vaebench.system.timing import process_age
     from vaebench.training.history import TrainingInterrupted
 
-    with in_turn():
+    with main_process_first():
         data = load_dataset(config.data.source, config.data.data_dir)
-    if data.notice and leads():
+    if data.notice and is_main_process():
         complain(data.notice)
     startup = process_age()
     try:
@@ -97,13 +97,13 @@ def _run(
     except TrainingInterrupted as stopped:
         if not stopped.history.epochs:
             raise KeyboardInterrupt from None  # nothing to sum up
-        if leads():
+        if is_main_process():
             complain(
                 f"{stopped}; what was trained is in {folder.path}, and --resume {folder.path} goes "
                 "on with it"
             )
         history, status = stopped.history, 130
-    if not leads():
+    if not is_main_process():
         return status, {}
     result = summary(config, data, history, startup)
     folder.write_result(result)
@@ -130,7 +130,7 @@ def _fit(
     config: TrainConfig, data: "Dataset", device: "torch.device", folder: "RunFolder"
 ) -> "History":
     from vaebench.runs.checkpoints import Checkpoints, mark_of
-    from vaebench.system.distributed import leads
+    from vaebench.system.distributed import is_main_process
     from vaebench.training.fit import fit
     from vaebench.training.history import TrainingInterrupted
 
@@ -156,14 +156,14 @@ def _fit(
             test_images=data.test.images,
             config=config.replace(device=str(device)),
             progress=not config.run.quiet,
-            on_state=keeper.keep if leads() else None,
+            on_state=keeper.keep if is_main_process() else None,
             resume=state,
         )
     except TrainingInterrupted:
-        if leads():
+        if is_main_process():
             keeper.close()
         raise
-    if leads():
+    if is_main_process():
         keeper.close()
     return history
 

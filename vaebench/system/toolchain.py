@@ -65,7 +65,7 @@ def load_kernels(*names: str) -> ctypes.CDLL:
     stem = f"{Path(names[-1]).stem}-{_digest(key.encode())}"
     try:
         folder = _folder()
-        for library in _kept(folder, stem):
+        for library in _cached(folder, stem):
             with contextlib.suppress(OSError):  # another machine's, perhaps
                 return _load(library)
         return _build(command, text, stem, folder)
@@ -84,7 +84,7 @@ def _folder() -> Path:
     return folder
 
 
-def _kept(folder: Path, stem: str) -> Iterator[Path]:
+def _cached(folder: Path, stem: str) -> Iterator[Path]:
     """Find the whole libraries of this stem; remove damaged ones.
 
     Loading a file that was cut short may end the process, so it is not tried.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vaebench.config import TrainConfig, asks_for
+from vaebench.config import OPTIONS, TrainConfig, asks_for
 from vaebench.data.arrays import checked
 from vaebench.data.binarize import NOTES, Sampler, binarize
 from vaebench.data.images import Images, to_unit
@@ -57,39 +57,30 @@ def fit(
 ) -> History:
     """Train ``model`` in place by maximising the ELBO, or the importance-weighted bound.
 
+    Between epochs the model may be changed: that acts from the next on. Processes that initialised
+    torch.distributed train together, each by this same call; the first one's weights count.
+
     Args:
         model: a module with ``encode(x) -> (mu, logvar)`` and ``decode(z) -> output``; see
             :func:`vaebench.adapt` for others.
-        images: (N, ...) uint8, scaled to [0, 1], or floating; tensor or NumPy array; each epoch
-            uses each once. They are never written to.
+        images: (N, ...) uint8, scaled to [0, 1], or floating; tensor or NumPy array; never written.
         labels: (N, ...) handed to the model: ``encode(x, y)``, ``decode(z, y)``.
         test_images: evaluated after each epoch; a pair (images, labels) where there are labels.
         epochs: passes over the images (10).
         batch_size: images per step (128), at most N. A short last batch is trained on.
         lr: learning rate (0.001).
-        seed: of the order, the noise and the model's own draws (0). One seed, device and set of
-            options gives one result, bit for bit. The initial weights are the model's.
+        seed: of order, noise and the model's own draws (0). One seed, device and set of options
+            gives one result, bit for bit. The initial weights are the model's.
         compile: compile the whole step (False). Where that is impossible, warn and train eagerly.
         amp: ``"auto"`` or True (bf16 autocast where it is measured to pay), or ``"bf16"``.
         progress: show a bar on stderr.
         on_epoch: called after each epoch with its record, in the calling thread.
-        on_state: called after each epoch, before ``on_epoch``, with all that is needed to go on
-            from there; see :class:`vaebench.Checkpoints`.
-        resume: go on from this state, of a training with the same arguments; ``epochs`` counts
-            those already done. On the same machine the result is that of a training never
-            interrupted, bit for bit. What ``amp="auto"`` decided then holds.
+        on_state: called before that with what it takes to go on; see :class:`vaebench.Checkpoints`.
+        resume: go on from this state with the same arguments, to the bits of a training never
+            interrupted; ``epochs`` counts those already done.
         config: settings, in place of the defaults above; arguments go before it.
-        options: any option of :class:`vaebench.TrainConfig` by its name, as on the command line:
-            ``likelihood`` (default: the model's own ``likelihood``, else Bernoulli), ``sigma``,
-            ``beta``, ``objective``, ``samples``, ``binarize``, ``optimizer``, ``adam_eps``,
-            ``schedule``, ``device``, ``engine`` (``"reference"`` is plain eager PyTorch), and a
-            switch for each technique, such as ``sparse=False``.
-
-    Between epochs the model may be changed, by a callback or by its own code: that acts from the
-    next epoch on. Where torch.distributed is initialised, its processes train together: each calls
-    this with the same arguments and images, trains its part of every batch, and is given the same
-    result, but for rounding that of one process. The first one's initial weights count; it alone
-    evaluates.
+        options: any of :class:`vaebench.TrainConfig` by its name on the command line, such as
+            ``beta=2``, ``device="cpu"`` or, to switch a technique off, ``sparse=False``.
 
     Returns:
         History: a record per epoch, the time split, what was asked for and what really ran.
@@ -100,21 +91,30 @@ def fit(
         ResourceError: memory ran out; says which batch size fits.
         TrainingInterrupted: Ctrl-C. The epoch under way was finished first.
     """
-    everyday: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
-    everyday |= {"compile": compile, "amp": amp if amp is not True else "auto"}
-    given = {**{k: v for k, v in everyday.items() if v is not None}, **options}
-    if amp is False:
-        given["amp"] = None
-    calls = (("on_epoch", on_epoch, "EpochRecord"), ("on_state", on_state, "TrainState"))
-    for name, call, given_to in calls:
-        if call is not None and not callable(call):
-            raise InputError(f"{name} is {call!r}: it must be a function of one {given_to}")
-    config = configured(config, given)
-    alone = after_fork()
+    _check_callbacks(on_epoch=on_epoch, on_state=on_state)
+    everyday = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
+    config = configured(config, {**_given(everyday, compile, amp), **options})
     training = Training(config, model, images, labels, test_images)
-    history = training.run(progress, on_epoch, on_state, resume)
-    history.notes += [alone] if alone else []
-    return history
+    return training.run(progress, on_epoch, on_state, resume)
+
+
+def _check_callbacks(**callbacks: object) -> None:
+    given_to = {"on_epoch": "EpochRecord", "on_state": "TrainState"}
+    for name, call in callbacks.items():
+        if call is not None and not callable(call):
+            raise InputError(f"{name} is {call!r}: it must be a function of one {given_to[name]}")
+
+
+def _given(
+    everyday: dict[str, Any], compile: bool | None, amp: str | bool | None
+) -> dict[str, Any]:
+    """Give the everyday keywords that are not None, as a config has them."""
+    everyday = {**everyday, "compile": compile, "amp": amp if amp is not True else "auto"}
+    given = {name: value for name, value in everyday.items() if value is not None}
+    if amp is False:
+        given.pop("amp")
+        given |= {"amp": None} if "amp" in OPTIONS else {}
+    return given
 
 
 def configured(config: TrainConfig | None, given: dict[str, Any]) -> TrainConfig:
@@ -132,8 +132,8 @@ def configured(config: TrainConfig | None, given: dict[str, Any]) -> TrainConfig
     except TypeError as error:
         raise InputError(f"{error}: vaebench.TrainConfig lists them") from error
     except InputError as error:
-        words = re.sub(r"--([a-z][a-z-]*)", lambda m: m[1].replace("-", "_"), str(error))
-        raise InputError(words) from error
+        message = re.sub(r"--([a-z][a-z-]*)", lambda m: m[1].replace("-", "_"), str(error))
+        raise InputError(message) from error
 
 
 class Training:
@@ -147,13 +147,14 @@ class Training:
         labels: Tensor | None,
         test_images: Test,
     ) -> None:
+        self.forked = after_fork()
         self.config, self.model = config, as_module(model)
         model = self.model
         self.device = resolve_device(config.run.device)
         device_of(model)
-        aim = config.objective
-        kind = likelihood_of(model) if aim.likelihood is None else aim.likelihood
-        self.objective = Objective(kind, aim.sigma, aim.beta, aim.bound, aim.samples)
+        asked = config.objective
+        kind = likelihood_of(model) if asked.likelihood is None else asked.likelihood
+        self.objective = Objective(kind, asked.sigma, asked.beta, asked.bound, asked.samples)
         test, test_labels = test_images if isinstance(test_images, tuple) else (test_images, None)
         unit = {"unit_interval": kind == "bernoulli"}
         self.images = checked(images, "images", **unit).pixels
@@ -244,6 +245,7 @@ class Training:
                 follower = worker.run(lambda: self._build(config, history, group))
             loop = Loop(plan, follower, history, group, worker)
             loop.run(self.stop.is_set, resume)
+        history.notes += [self.forked] if self.forked else []
         if len(history.epochs) < plan.epochs:
             raise TrainingInterrupted(history)
         return history
@@ -266,9 +268,9 @@ class Training:
         follower = Follower(problem, config, group)
         if group:
             group.check_alike("what could be compiled", follower.actual)
-            follower.actual["processes"] = group.size
+            follower.actual["processes"] = group.world_size
             follower.notes.append(
-                f"{group.size} processes took parts of each batch of {problem.batch_size}"
+                f"{group.world_size} processes took parts of each batch of {problem.batch_size}"
             )
         synchronize(device)
         history.flops_per_image = training_flops(problem)
