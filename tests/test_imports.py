@@ -33,7 +33,7 @@ reference fast.layout fast.step fast.stream fast.parallel fast.admit fast.draft 
     fast.triton fast.native fast.sparse fast.fused_likelihood fast.compile fast.graph fast.build
 evaluation
 training.history training.schedules training.state training.divergence training.memory
-    training.follow training.loop training.fit runs.storage runs.lock runs.settings runs.folder
+    training.follow training.loop training.fit runs.storage runs.settings runs.folder
     runs.checkpoints
 plots.options plots.style plots.plane plots.run plots.sheets plots.curves plots.latent
     plots.manifold plots.explorer plots.album plots
