@@ -220,8 +220,7 @@ def test_the_worker_asks_the_work_to_stop_on_ctrl_c() -> None:
     stop = threading.Event()
 
     def work() -> bool:
-        # Not _thread.interrupt_main(), which wakes nobody who waits for a lock.
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # in this thread: it wakes nobody who waits
         return stop.wait(10)
 
     with Worker(on_interrupt=stop.set) as worker:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 import math
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -376,3 +377,12 @@ def test_colour_blind_people_tell_the_colours_apart(colours: tuple[str, ...], le
     for sight in SIGHTS:
         seen = oklab(linear @ np.asarray(sight).T)
         assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) > least
+
+
+def test_a_name_that_the_locale_cannot_write(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "é", 2)
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [sys.executable, str(PLOT), str(run), "curves"]
+    done = subprocess.run(words, capture_output=True, env={**os.environ, **plain}, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (run / "pictures" / "curves.png").stat().st_size > 1000

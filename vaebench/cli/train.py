@@ -46,6 +46,7 @@ def train(config: TrainConfig) -> int:
         TrainingError, ResourceError: the same; the message says what is kept.
     """
     if config.run.resume and is_complete(config.run.resume, config.optimizer.epochs):
+        _tidy(config.run.resume)
         complain(
             f"{config.run.resume} is complete: its {config.optimizer.epochs} epochs are trained; "
             "more: --epochs N"
@@ -53,19 +54,15 @@ def train(config: TrainConfig) -> int:
         return 0
     import torch
 
-    from vaebench.runs.folder import NoFolder, RunFolder
     from vaebench.system.device import resolve_device
     from vaebench.system.distributed import is_main_process, joined, local_count, own_device
     from vaebench.system.threads import available_cpus
 
     device = resolve_device(own_device(config.run.device))
     torch.set_num_threads(config.run.threads or max(1, available_cpus() // local_count()))
-    out = config.run.resume or config.run.out
-    out = out or f"runs/{config.workload}-{time.strftime('%Y%m%d-%H%M%S')}"
     if not is_main_process():
         config = config.replace(quiet=True, plot=False)
-    resume = config.run.resume is not None
-    with joined(), RunFolder(out, resume=resume) if is_main_process() else NoFolder(out) as folder:
+    with joined(), _open_folder(config) as folder:
         try:
             status, result = _run(config, device, folder)
         except (TrainingError, ResourceError) as error:
@@ -108,6 +105,26 @@ def _run(
     result = summary(config, data, history, startup)
     folder.write_result(result)
     return status, result
+
+
+def _open_folder(config: TrainConfig) -> "RunFolder":
+    """Make the run folder, or open the one to go on with; only the leading process writes one."""
+    from vaebench.runs.folder import NoFolder, RunFolder
+    from vaebench.system.distributed import is_main_process
+
+    named = config.run.resume or config.run.out
+    path = named or f"runs/{config.workload}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if not is_main_process():
+        return NoFolder(path)
+    return RunFolder(path, resume=config.run.resume is not None, next_free=named is None)
+
+
+def _tidy(run: str) -> None:
+    """Remove what a process that was killed at its very end left in a finished run's folder."""
+    if any(Path(run).glob(".vaebench*")):  # seldom, and torch is loaded only then
+        from vaebench.runs.folder import tidy
+
+        tidy(run)
 
 
 def _kept(folder: "RunFolder") -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vaebench.data.images import to_unit
 from vaebench.data.load import ImageSet, load_dataset, load_mnist
-from vaebench.errors import InputError
+from vaebench.errors import InputError, one_line
 from vaebench.plots.options import UnsuitedError
 from vaebench.plots.plane import Plane, find_plane
 from vaebench.runs.folder import CONFIG, METRICS, RESULT, load, read_json
@@ -38,7 +38,7 @@ class Run:
         self.result = read_json(folder / RESULT) if (folder / RESULT).exists() else {}
         _check_texts(folder / CONFIG, self.config, ("workload", "data"))
         _check_texts(folder / RESULT, self.result, ("dataset",) if self.result else ())
-        self.name = folder.resolve().name
+        self.name = one_line(folder.resolve().name)  # which may not be text
 
     @cached_property
     def epochs(self) -> list[dict[str, Any]]:
@@ -127,8 +127,9 @@ class Run:
         """What every picture says of its run: workload, data, epochs, test ELBO."""
         data = self.result.get("dataset") or self.config["data"]
         last = self.epochs[-1]
+        name = _NAMES.get(data, one_line(Path(data).name))
         words = (
-            f"{self.config['workload']} on {_NAMES.get(data, Path(data).name)}, latent size "
+            f"{self.config['workload']} on {name}, latent size "
             f"{self.model.latent_dim}, {last['epoch']} epoch{'s' * (last['epoch'] > 1)}"
         )
         if last["test_elbo"] is not None:

@@ -287,7 +287,7 @@ def training_flops(problem: Problem) -> float:
     where torch cannot count them.
     """
     objective, samples = problem.objective, problem.objective.samples
-    size = min(len(problem.images), 128)
+    size = min(problem.batch_size, 128)  # a step has room for that many
     x = to_unit(problem.images[:size].to(problem.device)).clone()
     y = () if problem.labels is None else (problem.labels[:size],)
     shape = Objective(samples=samples).noise_shape(size, problem.latent_dim)
