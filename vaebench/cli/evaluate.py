@@ -82,8 +82,8 @@ def evaluate_run(args: "argparse.Namespace") -> None:
     from vaebench.system.threads import available_cpus
     from vaebench.system.worker import Worker
 
-    out = _writable(args.out or args.run / "evaluation.json")
     model, config = load(args.run), read_json(args.run / CONFIG)
+    out = _writable(args.out or args.run / "evaluation.json")
     trained = read_json(args.run / RESULT) if (args.run / RESULT).exists() else {}
     device = resolve_device(args.device)
     torch.set_num_threads(args.threads or available_cpus())
