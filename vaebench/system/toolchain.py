@@ -160,7 +160,8 @@ def _compile(command: list[str], text: str, folder: Path) -> Path:
     except OSError:
         raise broken_compiler() from None
     if done.returncode or not built.exists():
-        errors = [said for said in done.stderr.splitlines() if "error" in said]
+        said = done.stderr.splitlines()
+        errors = [line for line in said if "error" in line or "failed" in line]  # the linker's word
         if not errors:
             raise broken_compiler()
         raise CompileError(f"the C++ compiler {command[0]} failed: {errors[0].strip()}")
