@@ -1,9 +1,12 @@
 """Labels beside images: checked once, before a model is given them batch by batch."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from vaebench.data.files import Dataset
 from vaebench.errors import InputError
 
 
@@ -51,3 +54,34 @@ def check_labels(
             f"be from 0 to {classes - 1}"
         )
     return y
+
+
+def count_classes(data: Dataset) -> int:
+    """How many classes a data set's labels are of: from 0 to the largest there is.
+
+    Raises:
+        InputError: it has no labels, or some are below 0.
+    """
+    largest = 0
+    for name, part in (("training", data.train), ("test", data.test)):
+        if part.labels is None:
+            raise InputError(
+                f"--conditional needs a label for each image, and the {name} images of {data.name} "
+                "have none: give data with labels, as an .npz with y_train and y_test, or drop it"
+            )
+        low, high = int(part.labels.min()), int(part.labels.max())
+        if low < 0:
+            raise InputError(
+                f"--conditional takes labels from 0 upwards, and those of the {name} images of "
+                f"{data.name} begin at {low}: number the classes from 0"
+            )
+        largest = max(largest, high)
+    return largest + 1
+
+
+def contents(data: Dataset, *, conditional: bool) -> Iterator[Tensor]:
+    """What of a data set a training depends on: its images, and where they count its labels."""
+    for part in (data.train, data.test):
+        yield part.images
+        if conditional and part.labels is not None:
+            yield part.labels
