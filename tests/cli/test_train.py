@@ -235,6 +235,7 @@ def test_summary_says_what_was_asked_for_and_what_ran() -> None:
     text = describe(
         {
             "workload": "mlp",
+            "conditional": False,
             "dataset": "strokes",
             "epochs": 3,
             "test_elbo": -98.765,
