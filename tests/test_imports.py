@@ -21,11 +21,10 @@ system.fork system.start errors fast.register workloads config engine
 system.random system.threads system.device system.timing system.info system.toolchain
     system.distributed system.worker
 data.images data.idx data.arrays data.files data.download data.strokes data.load data.streaming
-    data.transforms data.datasets data.loader data.binarize models.snapshot models.protocol
-    models.mlp models.conv
-    models.networks models.pretrained objective models.adapt.squash models.adapt.names
-    models.adapt.read models.adapt.ways models.adapt.trial models.adapt.encoding
-    models.adapt.decoding models.adapt problem
+    data.labels data.transforms data.datasets data.loader data.binarize models.snapshot
+    models.protocol models.base models.mlp models.conv models.networks models.pretrained objective
+    models.adapt.squash models.adapt.names models.adapt.read models.adapt.ways models.adapt.trial
+    models.adapt.encoding models.adapt.decoding models.adapt problem
 reference fast.layout fast.step fast.stream fast.parallel fast.admit fast.draft fast.capture
     fast.threads fast.kernels.nonzero fast.kernels.triton_tiles fast.kernels.triton_kernels
     fast.kernels.triton_step fast.kernels.triton_offer fast.adagrad fast.adam fast.flush_denormal
@@ -105,7 +104,9 @@ def test_imports_point_down(module: str) -> None:
         assert PLACES[name] < PLACES[module], f"{module} imports {imported}"
 
 
-@pytest.mark.parametrize("module", ["models.mlp", "models.conv", "models.networks", "objective"])
+@pytest.mark.parametrize(
+    "module", ["models.base", "models.mlp", "models.conv", "models.networks", "objective"]
+)
 def test_model_and_objective_know_no_machine(module: str) -> None:
     words = ("cuda", "device", "autocast", "compile", "bfloat16")
     code = ast.unparse(_without_docstrings(_path(module)))

@@ -10,8 +10,9 @@ from tqdm.auto import tqdm
 
 from vaebench.data.arrays import checked
 from vaebench.data.images import Images, to_unit
-from vaebench.errors import InputError, check_count, check_seed
-from vaebench.models.adapt import adapted, as_module
+from vaebench.data.labels import check_labels
+from vaebench.errors import check_count, check_seed
+from vaebench.models.adapt import adapted, as_module, classes_of
 from vaebench.models.protocol import as_vae, latent_size, likelihood_of
 from vaebench.models.snapshot import leaves_state, modes_kept
 from vaebench.objective import Objective, kl_per_latent, log_prior_ratio, reparameterise
@@ -99,7 +100,9 @@ def evaluate(
     bernoulli = objective.likelihood == "bernoulli"
     pixels = checked(images, "images", unit_interval=bernoulli).pixels
     device = device_of(model)
-    given = (pixels.to(device), *(() if labels is None else (_labels(labels, pixels, device),)))
+    given = [pixels.to(device)]
+    if labels is not None:
+        given.append(check_labels(labels, len(pixels), classes=classes_of(model)).to(device))
     first = [part[:1] for part in given]
     if labels is None:
         sample = to_unit(given[0][:2]).clone()
@@ -200,9 +203,3 @@ def _encode(model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     x, y = to_unit(batch[0]), batch[1:]
     mu, logvar = as_vae(model).encode(x.clone() if x is batch[0] else x, *y)
     return mu.float(), logvar.float()
-
-
-def _labels(labels: Tensor, images: Tensor, device: torch.device) -> Tensor:
-    if len(labels) != len(images):
-        raise InputError(f"there are {len(labels)} labels for {len(images)} images: give as many")
-    return torch.as_tensor(labels).to(device)

@@ -235,6 +235,7 @@ def test_summary_says_what_was_asked_for_and_what_ran() -> None:
     mode = {"engine": "fast", "compile": True, "amp": "auto", "device": "auto", "data": "auto"}
     result = {
         "workload": "mlp",
+        "conditional": False,
         "dataset": "strokes",
         "epochs": 3,
         "test_elbo": -98.765,

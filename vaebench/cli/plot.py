@@ -37,6 +37,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--latent", default=default.latent, help="latent: mean or sample")
     parser.add_argument(
+        "--label", type=int, default=default.label, metavar="N",
+        help="manifold of a conditional run: the class to show",
+    )  # fmt: skip
+    parser.add_argument(
         "--seed", type=int, default=default.seed, metavar="N", help="of samples and test images"
     )
     parser.add_argument("--data-dir", metavar="DIR", help="MNIST's folder, if it has moved")
@@ -59,7 +63,9 @@ def _main(argv: list[str]) -> int:
                 f"{name!r} is neither a kind of picture ({', '.join(KINDS)}, all) nor a folder"
             )
     low, high = given.percentiles
-    options = Options(given.grid, (low, high), given.latent, given.seed, given.data_dir)
+    options = Options(
+        given.grid, (low, high), given.latent, given.label, given.seed, given.data_dir
+    )
     for path in draw(runs, kinds, given.out, options):
         say(str(path))
     return 0

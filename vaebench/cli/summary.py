@@ -38,6 +38,7 @@ def summary(
         "dataset": data.name,
         "notice": data.notice,
         "workload": config.workload,
+        "conditional": config.network.conditional,
         "epochs": last.epoch,
         "test_elbo": last.test_elbo,
         "train_elbo": last.train_elbo,
@@ -66,7 +67,8 @@ def describe(result: dict[str, Any]) -> str:
         f"measured float32 peak here of {result['peak_flops'] / 1e9:,.0f} GFLOP/s"
     )
     lines = [
-        f"{result['workload']} on {result['dataset']}, {result['epochs']} epochs: "
+        f"{result['workload']}{' given labels' * result['conditional']} on {result['dataset']}, "
+        f"{result['epochs']} epochs: "
         f"test ELBO {result['test_elbo']:.2f} nats per image "
         f"({result['test_images']:,} images, {result['eval_samples']} z each), "
         f"train ELBO {result['train_elbo']:.2f}; {result['meaning']}",

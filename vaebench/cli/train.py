@@ -17,7 +17,7 @@ from vaebench.runs.settings import check_images, deciding, is_complete
 if TYPE_CHECKING:
     import torch
 
-    from vaebench.data.load import Dataset
+    from vaebench.data.load import Dataset, ImageSet
     from vaebench.models.networks import Network
     from vaebench.runs.checkpoints import Checkpoints
     from vaebench.runs.folder import RunFolder
@@ -146,13 +146,16 @@ def _plot(run: Path, config: TrainConfig) -> None:
 def _fit(
     config: TrainConfig, data: "Dataset", device: "torch.device", folder: "RunFolder"
 ) -> "History":
+    from vaebench.data.labels import contents
     from vaebench.runs.checkpoints import Checkpoints, mark_of
     from vaebench.system.distributed import is_main_process
     from vaebench.training.fit import fit
     from vaebench.training.history import TrainingInterrupted
 
+    train = _trained_on(data.train, config)
     model, recipe = _build(config, data, device)
-    mark = mark_of(data.train.images, data.test.images)
+    conditional = config.network.conditional
+    mark = mark_of(*contents(data, conditional=conditional))
     checkpoints = Checkpoints(folder.path, {**deciding(config), "model": recipe, "images": mark})
     state = None
     if config.run.resume:
@@ -169,8 +172,9 @@ def _fit(
     try:
         history = fit(
             model,
-            _trained_on(data.train.images, config),
-            test_images=data.test.images,
+            train.images,
+            labels=train.labels if conditional else None,
+            test_images=(data.test.images, data.test.labels if conditional else None),
             config=config.replace(device=str(device)),
             progress=not config.run.quiet,
             on_state=keeper.keep if is_main_process() else None,
@@ -191,6 +195,7 @@ def _build(
     """Make the model with its seed's weights; give it and what it takes to make it again."""
     from torch import manual_seed
 
+    from vaebench.data.labels import count_classes
     from vaebench.models.networks import make_network
     from vaebench.system.device import require_memory
 
@@ -202,20 +207,23 @@ def _build(
         "activation": config.network.activation,
         "likelihood": config.objective.likelihood,
     }
+    if config.network.conditional:
+        recipe["classes"] = count_classes(data)
     manual_seed(config.run.seed)
     require_memory(lambda: make_network(recipe), device)
     return make_network(recipe), recipe
 
 
-def _trained_on(rows: "torch.Tensor", config: TrainConfig) -> "torch.Tensor":
+def _trained_on(part: "ImageSet", config: TrainConfig) -> "ImageSet":
     """Leave out the rows that are held out."""
-    holdout = config.data.holdout
-    if holdout >= len(rows):
+    kept = len(part) - config.data.holdout
+    if kept < 1:
         raise InputError(
-            f"--holdout is {holdout}, which leaves none of the {len(rows)} training images: "
-            "make it smaller"
+            f"--holdout is {config.data.holdout}, which leaves none of the {len(part)} training "
+            "images: make it smaller"
         )
-    return rows[: len(rows) - holdout]
+    labels = None if part.labels is None else part.labels[:kept]
+    return dataclasses.replace(part, images=part.images[:kept], labels=labels)
 
 
 class _Keeper:

@@ -14,10 +14,11 @@ from vaebench.config import OPTIONS, TrainConfig, asks_for
 from vaebench.data.arrays import checked
 from vaebench.data.binarize import NOTES, Sampler, binarize
 from vaebench.data.images import Images, to_unit
+from vaebench.data.labels import check_labels
 from vaebench.data.streaming import fits
 from vaebench.errors import InputError
 from vaebench.fast.threads import thread_settings
-from vaebench.models.adapt import as_module
+from vaebench.models.adapt import as_module, classes_of
 from vaebench.models.protocol import likelihood_of
 from vaebench.models.snapshot import untouched
 from vaebench.objective import Objective, elbo_terms
@@ -33,7 +34,7 @@ from vaebench.training.loop import Loop, Plan
 from vaebench.training.memory import explaining_memory
 from vaebench.training.state import TrainState
 
-Test = Tensor | tuple[Tensor, Tensor] | None
+Test = Tensor | tuple[Tensor, Tensor | None] | None
 
 
 def fit(
@@ -158,16 +159,22 @@ class Training:
         test, test_labels = test_images if isinstance(test_images, tuple) else (test_images, None)
         unit = {"unit_interval": kind == "bernoulli"}
         self.images = checked(images, "images", **unit).pixels
-        self.labels = _check_labels(labels, len(self.images), "labels")
+        self.labels = self._check_labels(labels, self.images, "labels")
         self.test = None if test is None else checked(test, "test_images", **unit)
-        if self.test is not None:
-            self.test_labels = _check_labels(test_labels, len(self.test), "the test images' labels")
+        self.test_labels = self._check_labels(test_labels, self.test, "the test images' labels")
         self._check_sizes()
         _check_processes(count(), model, config.optimizer.batch_size, config.run.engine)
         together = count() > 1 or config.run.engine == "reference"
         self.resident = together or fits(self.images, self.device)
         self.sampler = self._binarize(config.data.binarize)
         self.stop = threading.Event()
+
+    def _check_labels(
+        self, labels: object, images: Tensor | Images | None, name: str
+    ) -> Tensor | None:
+        if labels is None or images is None:
+            return None
+        return check_labels(labels, len(images), classes=classes_of(self.model), name=name)
 
     def _check_sizes(self) -> None:
         n, batch_size, test = len(self.images), self.config.optimizer.batch_size, self.test
@@ -185,6 +192,8 @@ class Training:
                 "labels are given for the images or for the test images, not for both: give "
                 "labels=..., test_images=(images, labels)"
             )
+        if self.config.network.conditional and self.labels is None:
+            raise InputError("conditional is set, and there are no labels: give labels=...")
 
     def _binarize(self, how: str) -> Sampler | None:
         if how == "none":
@@ -231,13 +240,18 @@ class Training:
             config.run.seed,
             self.sampler,
             self.test,
-            self.test_labels if self.test is not None else None,
+            self.test_labels,
             progress,
             on_epoch,
             on_state,
         )
         memory = explaining_memory(
-            self.model, self.images, self.objective, config.optimizer.batch_size, device
+            self.model,
+            self.images,
+            self.labels,
+            self.objective,
+            config.optimizer.batch_size,
+            device,
         )
         around = closing(group) if group else nullcontext()
         with memory, around, Worker(prepare, self.stop.set) as worker:
@@ -255,7 +269,7 @@ class Training:
         model, device = self.model, self.device
         if group:
             model.to(device)
-            _set_out_alike(group, model, self.images, config)
+            _set_out_alike(group, model, self.images, self.labels, config)
         problem = Problem.of(
             model,
             self.images,
@@ -306,20 +320,6 @@ def training_flops(problem: Problem) -> float:
         return math.nan
 
 
-def _check_labels(labels: Any, n: int, name: str) -> Tensor | None:
-    if labels is None:
-        return None
-    try:
-        tensor = torch.as_tensor(labels).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} cannot be made a tensor: {error}") from error
-    if tensor.dim() == 0 or len(tensor) != n:
-        raise InputError(
-            f"{name} are of shape {tuple(tensor.shape)}, for {n} images: give one for each"
-        )
-    return tensor
-
-
 def _check_processes(processes: int, model: nn.Module, batch_size: int, engine: str) -> None:
     """Raise InputError for what several processes together cannot do as one does."""
     if processes == 1:
@@ -340,10 +340,13 @@ def _check_processes(processes: int, model: nn.Module, batch_size: int, engine: 
         )
 
 
-def _set_out_alike(group: Group, model: nn.Module, images: Tensor, config: TrainConfig) -> None:
+def _set_out_alike(
+    group: Group, model: nn.Module, images: Tensor, labels: Tensor | None, config: TrainConfig
+) -> None:
     """Give all processes the first one's weights; InputError if they differ in anything else."""
     settings = {k: v for k, v in config.options().items() if k not in ("device", "out", "quiet")}
     group.check_alike("their settings", settings, images.shape, images.dtype)
     group.check_alike("their images", images.double().sum().item())
+    group.check_alike("their labels", None if labels is None else labels.double().sum().item())
     group.check_alike("their model", str(model))
     group.copy_from_first([*model.parameters(), *model.buffers()])
