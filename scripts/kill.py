@@ -3,10 +3,11 @@
     python scripts/kill.py --kills 100
 
 SIGKILL, which no process can catch. A part of the kills comes at a random time of the start-up, a
-part at a random time of the training, and a part within milliseconds of a file's being written.
-What each one hit is told by what it left in the run folder. In the end ``model.safetensors`` must
-be the same, byte for byte, as that of a training never interrupted, and ``metrics.jsonl`` the same
-but for its times, without a gap or a double.
+part at a random time of the training, a part within milliseconds of a file's being written, and a
+part within milliseconds of the last one's. What each one hit is told by what it left in the run
+folder. In the end ``model.safetensors`` must be the same, byte for byte, as that of a training
+never interrupted, ``metrics.jsonl`` the same but for its times, without a gap or a double, and no
+other file may be there.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import numpy as np
 from vaebench.data.strokes import make_strokes
 
 TIMES = ("seconds", "images_per_second")  # of an epoch's record: all else must be equal
-AIMS = {"start-up": 0.15, "training": 0.5, "writing": 0.35}
+AIMS = {"start-up": 0.15, "training": 0.45, "writing": 0.3, "the end": 0.1}
 POLL = 0.0002
 PATIENCE = 300.0
 
@@ -94,6 +95,10 @@ class Rig:
             while process.poll() is None and not any(run.glob(".vaebench-*.tmp")):
                 pass
             time.sleep(self.random.uniform(0, 0.004))
+        if aim == "the end":
+            while process.poll() is None and not (run / "result.json").exists():
+                pass
+            time.sleep(self.random.uniform(0, 0.004))
         process.kill()
         _, errors = process.communicate(timeout=PATIENCE)
         if process.returncode == 0:
@@ -150,6 +155,8 @@ def phase(run: Path, config_before: int | None, newest_before: int | None) -> st
     """Tell from what a killed process left what it was doing."""
     if written(run / "config.json") == config_before:
         return "start-up"
+    if (run / "result.json").exists():
+        return "after the result"
     halves = sorted(p.name for p in run.glob(".vaebench-*.tmp"))
     if halves:
         return "writing " + halves[0].removeprefix(".vaebench-").split("-")[0].split(".")[0]

@@ -1,70 +1,11 @@
 """Draw pictures of a training, without a display: ``python scripts/plot.py RUN [KIND ...]``.
 
-Writes a PNG per kind, and for ``explore`` an HTML file that decodes in the browser.
+The same as ``python -m vaebench plot``: see :mod:`vaebench.cli.plot`.
 """
 
-import argparse
 import sys
-from pathlib import Path
 
-from vaebench.cli.arguments import Parser
-from vaebench.cli.command import run
-from vaebench.cli.streams import say
-from vaebench.errors import InputError
-from vaebench.plots import KINDS, Options, draw
-
-
-def parse(argv: list[str]) -> argparse.Namespace:
-    """Turn arguments into a namespace with ``runs``, ``kinds`` and the options."""
-    default = Options()
-    parser = Parser(
-        prog="plot.py",
-        description="Draw pictures of a training, without a display.",
-        usage="%(prog)s RUN [KIND ...] [options]\n       %(prog)s RUN RUN ... curves [options]",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("run", metavar="RUN", help="a folder that python -m vaebench.train wrote")
-    parser.add_argument(
-        "words", metavar="KIND", nargs="*", help=f"any of {', '.join(KINDS)}, all (the default)"
-    )
-    parser.add_argument("--out", metavar="DIR", help="folder to write to (default: RUN/pictures)")
-    parser.add_argument(
-        "--grid", type=int, default=default.grid, metavar="N", help="manifold: images per side"
-    )
-    parser.add_argument(
-        "--percentiles", type=float, nargs=2, default=default.percentiles, metavar=("LOW", "HIGH"),
-        help="manifold, traverse: the prior's, between which the pictures run",
-    )  # fmt: skip
-    parser.add_argument("--latent", default=default.latent, help="latent: mean or sample")
-    parser.add_argument(
-        "--seed", type=int, default=default.seed, metavar="N", help="of samples and test images"
-    )
-    parser.add_argument("--data-dir", metavar="DIR", help="MNIST's folder, if it has moved")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; give its exit status, see :func:`vaebench.cli.command.run`."""
-    return run(_main, argv, interrupted="interrupted; pictures that were finished are kept")
-
-
-def _main(argv: list[str]) -> int:
-    given = parse(argv)
-    # A word that names no kind is a further run; ./samples is a run of that name.
-    kinds = [word for word in given.words if word in (*KINDS, "all")]
-    runs = [given.run, *(word for word in given.words if word not in kinds)]
-    for name in runs[1:]:
-        if not Path(name).is_dir():
-            raise InputError(
-                f"{name!r} is neither a kind of picture ({', '.join(KINDS)}, all) nor a folder"
-            )
-    low, high = given.percentiles
-    options = Options(given.grid, (low, high), given.latent, given.seed, given.data_dir)
-    for path in draw(runs, kinds, given.out, options):
-        say(str(path))
-    return 0
-
+from vaebench.cli.plot import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,7 +16,7 @@ from vaebench.plots import style
 Result = dict[str, Any]
 Results = dict[str, Result]
 
-WIDTH, HEIGHT = 1200, 760  # pixels
+WIDTH, HEIGHT = 1200, 570  # pixels, title and caption aside
 MARKERS = "osD^vPX"
 
 
@@ -42,14 +42,10 @@ def draw_all(results: Results, folder: Path) -> list[Path]:
     return drawn
 
 
-def page(title: str, caption: str, result: Result, left: int = 110) -> tuple[Figure, Axes]:
+def page(title: str, caption: str, result: Result) -> tuple[Figure, Axes]:
     """Make a figure with its words and one pair of axes; the caption ends with the machine."""
-    caption = f"{caption}\n{machine(result)}"
-    below = style.caption_height(caption, WIDTH) + 70
-    figure = style.figure(WIDTH, HEIGHT)
-    box = style.axes(figure, left, style.HEADING, WIDTH - left - 60, HEIGHT - style.HEADING - below)
-    style.annotate(figure, title, caption)
-    return figure, box
+    figure = style.chart(WIDTH, HEIGHT, title, f"{caption}\n{machine(result)}")
+    return figure, figure.subplots()
 
 
 def machine(result: Result) -> str:
@@ -184,7 +180,6 @@ def peers(result: Result) -> Figure | None:
         f"Median ratio of {rows[0]['ratio']['n']} rounds, each beside one of vaebench --compile; "
         f"whiskers: rank interval, {rows[0]['ratio']['level']:.0%}.",
         result,
-        left=260,
     )
     for place, row in enumerate(rows):
         ratio = row["ratio"]

@@ -13,6 +13,20 @@ import pytest
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Two tiers: what takes minutes at most, with every kind of proof in it, and everything."""
+    parser.addoption("--all", action="store_true", help="run the slow tests too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip the slow tests unless all are asked for."""
+    if config.getoption("--all"):
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: run by --all"))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Keep compiled code in pytest's own cache: apart from the user's, and quick the next time."""
     cache = getattr(config, "cache", None)  # absent under -p no:cacheprovider
@@ -59,8 +73,8 @@ def mnist() -> torch.Tensor:
     return load_mnist(download=False).train.images[:1000].clone()
 
 
-@pytest.fixture(params=["strokes", "mnist"])
+@pytest.fixture(params=["strokes", pytest.param("mnist", marks=pytest.mark.slow)])
 def images(request: pytest.FixtureRequest) -> torch.Tensor:
-    """Each small data set in turn; MNIST where ``VAEBENCH_DATA`` names it."""
+    """Each small data set in turn; MNIST, by --all, where ``VAEBENCH_DATA`` names it."""
     data: torch.Tensor = request.getfixturevalue(request.param)
     return data

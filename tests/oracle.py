@@ -98,7 +98,7 @@ def bound(
     def act(a: Array) -> Array:
         return np.maximum(a, 0) if activation == "relu" else np.tanh(a)
 
-    (batch, k, _), v = eps.shape, weights.values
+    v = weights.values
     h1 = act(weights.linear("encoder.0", x))
     mu, logvar = weights.linear("mu", h1)[:, None], weights.linear("logvar", h1)[:, None]
     std = np.exp(logvar / 2)
@@ -117,17 +117,9 @@ def bound(
     log_q_z = np.log(np.exp(-(((z - mu) / std) ** 2) / 2) / (std * normal)).sum(2)
     log_w = recon + log_p_z - log_q_z
     if name == "vae":
-        kl = 0.5 * (mu**2 + np.exp(logvar) - 1 - logvar).sum(2)
-        loss = (beta * kl - recon).mean()
-        share = np.full((batch, k, 1), 1 / (batch * k))  # of a sample in the loss
-        d_z_prior, d_mu = np.zeros_like(z), beta * mu[:, 0] / batch
-        d_logvar = beta * (np.exp(logvar[:, 0]) - 1) / 2 / batch
+        loss, share, d_z_prior, d_mu, d_logvar = _elbo(mu, logvar, z, recon, beta)
     else:
-        w = np.exp(log_w)
-        loss = -np.log(w.mean(1)).mean()
-        share = (w / w.sum(1, keepdims=True) / batch)[:, :, None]
-        d_z_prior, d_mu = share * z, np.zeros_like(mu[:, 0])
-        d_logvar = np.full_like(logvar[:, 0], -0.5 / batch)
+        loss, share, d_z_prior, d_mu, d_logvar = _iwae(mu, logvar, z, log_w)
     grads: dict[str, Array] = {}
 
     def back(name: str, d: Array, inputs: Array) -> Array:
@@ -142,3 +134,25 @@ def bound(
     d_logvar = d_logvar + (d_z * eps * std / 2).sum(1)
     back("encoder.0", (back("mu", d_mu, h1) + back("logvar", d_logvar, h1)) * slope(h1), x)
     return float(loss), log_w, grads
+
+
+# A loss; each sample's share in it (B, k, 1); its gradients by z, other than through the decoder,
+# by mu and by logvar, other than through z.
+_Loss = tuple[float, Array, Array, Array, Array]
+
+
+def _elbo(mu: Array, logvar: Array, z: Array, recon: Array, beta: float) -> _Loss:
+    batch, k, _ = z.shape
+    kl = 0.5 * (mu**2 + np.exp(logvar) - 1 - logvar).sum(2)
+    share = np.full((batch, k, 1), 1 / (batch * k))
+    d_logvar = beta * (np.exp(logvar[:, 0]) - 1) / 2 / batch
+    loss = float((beta * kl - recon).mean())
+    return loss, share, np.zeros_like(z), beta * mu[:, 0] / batch, d_logvar
+
+
+def _iwae(mu: Array, logvar: Array, z: Array, log_w: Array) -> _Loss:
+    w, batch = np.exp(log_w), len(z)
+    share = (w / w.sum(1, keepdims=True) / batch)[:, :, None]
+    d_logvar = np.full_like(logvar[:, 0], -0.5 / batch)
+    loss = float(-np.log(w.mean(1)).mean())
+    return loss, share, share * z, np.zeros_like(mu[:, 0]), d_logvar

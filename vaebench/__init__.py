@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME = {
+_MODULES = {
     "Checkpoints": "runs.checkpoints",
     "ConvVAE": "models.conv",
     "Dataset": "data.files",
@@ -79,9 +79,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'vaebench' has no attribute {name!r}")
-    value = getattr(import_module(f"vaebench.{_HOME[name]}"), name)
+    value = getattr(import_module(f"vaebench.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

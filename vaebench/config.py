@@ -134,6 +134,9 @@ class NetworkConfig:
         nargs="+",
     )
     activation: str = option("relu", "hidden activation", choices=ACTIVATIONS)
+    conditional: bool = option(
+        False, "give encoder and decoder each image's label too: p(x|y) is modelled, not p(x)"
+    )
 
     def __post_init__(self) -> None:
         _check_choice("network", self.kind, NETWORKS)
@@ -142,6 +145,7 @@ class NetworkConfig:
         widths = check_counts("--hidden-dim", self.hidden_dim, most=WIDEST)
         object.__setattr__(self, "hidden_dim", widths)
         _check_choice("activation", self.activation, ACTIVATIONS)
+        check_switch("--conditional", self.conditional)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from vaebench.data.arrays import as_images
-from vaebench.data.images import to_unit
-from vaebench.errors import InputError, check_count, check_seed
-from vaebench.models.adapt import adapted, as_module
+from vaebench.data.arrays import checked
+from vaebench.data.images import Images, to_unit
+from vaebench.data.labels import check_labels
+from vaebench.errors import check_count, check_seed
+from vaebench.models.adapt import adapted, as_module, classes_of
 from vaebench.models.protocol import as_vae, latent_size, likelihood_of
 from vaebench.models.snapshot import leaves_state, modes_kept
 from vaebench.objective import Objective, kl_per_latent, log_prior_ratio, reparameterise
@@ -57,7 +58,7 @@ class Evaluation:
 @full_float32()
 def evaluate(
     model: nn.Module,
-    images: Tensor,
+    images: Tensor | Images,
     *,
     labels: Tensor | None = None,
     samples: int = 1,
@@ -96,9 +97,12 @@ def evaluate(
     seed = check_seed("seed", seed)
     model = as_module(model)
     objective = Objective(likelihood_of(model) if likelihood is None else likelihood, sigma)
-    images = check_images(images, objective, "images")
+    bernoulli = objective.likelihood == "bernoulli"
+    pixels = checked(images, "images", unit_interval=bernoulli).pixels
     device = device_of(model)
-    given = (images.to(device), *(() if labels is None else (_labels(labels, images, device),)))
+    given = [pixels.to(device)]
+    if labels is not None:
+        given.append(check_labels(labels, len(pixels), classes=classes_of(model)).to(device))
     first = [part[:1] for part in given]
     if labels is None:
         sample = to_unit(given[0][:2]).clone()
@@ -107,26 +111,14 @@ def evaluate(
         latent_dim = latent_size(model, to_unit(first[0]).clone(), *first[1:])
         model.eval()
         once = not leaves_state(model, lambda: _encode(model, first))
-        pieces = _Pieces(model, given, batch_size, latent_dim, encode_once=once)
+        chunks = _Chunks(model, given, batch_size, latent_dim, encode_once=once)
         generator = random_stream(seed, EVALUATION, device)
         weights = _Weights(len(images), device)
         for _ in tqdm(range(samples), unit=" samples", disable=None if progress else True):
             # All images' noise at once: it then does not depend on the batch size.
             eps = torch.randn((len(images), latent_dim), generator=generator, device=device)
-            weights.add(*pieces.score(objective, eps))
-    mu, logvar = pieces.mu, pieces.logvar
-    kls = kl_per_latent(mu, logvar).mean(0, dtype=torch.float64).tolist()
-    estimate = weights.log_mean(samples)
-    return Evaluation(
-        recon=weights.recon.mean().item() / samples,
-        kl=math.fsum(kls),
-        samples=samples,
-        images=len(images),
-        log_likelihood=estimate.mean().item(),
-        standard_error=_standard_error(estimate),
-        kl_per_latent=tuple(kls),
-        active_units=int((mu.var(0, correction=0) > ACTIVE).sum()),
-    )
+            weights.add(*chunks.score(objective, eps))
+    return _means(chunks, weights, samples)
 
 
 class _Weights:
@@ -146,12 +138,29 @@ class _Weights:
         return self.log_sum - math.log(samples)
 
 
+def _means(chunks: "_Chunks", weights: _Weights, samples: int) -> Evaluation:
+    """What was added up of every image, as means over them."""
+    mu, logvar = chunks.mu, chunks.logvar
+    kls = kl_per_latent(mu, logvar).mean(0, dtype=torch.float64).tolist()
+    estimate = weights.log_mean(samples)
+    return Evaluation(
+        recon=weights.recon.mean().item() / samples,
+        kl=math.fsum(kls),
+        samples=samples,
+        images=len(mu),
+        log_likelihood=estimate.mean().item(),
+        standard_error=_standard_error(estimate),
+        kl_per_latent=tuple(kls),
+        active_units=int((mu.var(0, correction=0) > ACTIVE).sum()),
+    )
+
+
 def _standard_error(values: Tensor) -> float:
     """Of their mean; not a number of a single value, which has no spread."""
     return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-class _Pieces:
+class _Chunks:
     """Images, and labels if there are any, that a model encodes and decodes batch by batch.
 
     A batch is decoded right after it was encoded, since a model may keep from one what it needs in
@@ -194,27 +203,3 @@ def _encode(model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     x, y = to_unit(batch[0]), batch[1:]
     mu, logvar = as_vae(model).encode(x.clone() if x is batch[0] else x, *y)
     return mu.float(), logvar.float()
-
-
-def _labels(labels: Tensor, images: Tensor, device: torch.device) -> Tensor:
-    if len(labels) != len(images):
-        raise InputError(f"there are {len(labels)} labels for {len(images)} images: give as many")
-    return torch.as_tensor(labels).to(device)
-
-
-def check_images(images: Tensor, objective: Objective, name: str) -> Tensor:
-    """Check an array of images and that the likelihood can take its values; give it as a tensor.
-
-    Raises:
-        InputError: see :func:`vaebench.data.arrays.as_images`; or floats outside [0, 1] for a
-            Bernoulli likelihood.
-    """
-    images = as_images(images)
-    if objective.likelihood == "bernoulli" and images.is_floating_point():
-        low, high = images.min().item(), images.max().item()
-        if low < 0 or high > 1:
-            raise InputError(
-                f"{name} holds values from {low:.4g} to {high:.4g}: a Bernoulli likelihood takes "
-                "[0, 1] or uint8; rescale them, or use the gaussian likelihood"
-            )
-    return images

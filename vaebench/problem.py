@@ -102,8 +102,8 @@ class Problem:
         with untouched(vae):
             latent_dim = latent_size(vae, x[:1], *(t[:1] for t in y))
         n, batch_size = len(images), optimizer.batch_size
-        trial = _Trial(model, as_vae(vae), objective, x, y, latent_dim)
-        params, unsteady = trial.run({min(batch_size, n, 2), min(n % batch_size, 2)} - {0})
+        probe = _Probe(model, as_vae(vae), objective, x, y, latent_dim)
+        params, unsteady = probe.run({min(batch_size, n, 2), min(n % batch_size, 2)} - {0})
         if unsteady:
             notes.append(
                 f"{type(model).__name__} keeps Python state that changes from step to step "
@@ -146,7 +146,7 @@ def device_of(model: nn.Module) -> torch.device:
     return device
 
 
-class _Trial(NamedTuple):
+class _Probe(NamedTuple):
     """A model to be run forward and backward on a few images."""
 
     model: nn.Module
@@ -173,8 +173,8 @@ class _Trial(NamedTuple):
         unsteady: list[str] = []
         for size in sorted(sizes):
             name, images = self.model._get_name(), f"{size} image{'s' * (size > 1)}"
-            said = f"{name} cannot be trained on a batch of {images}: it raised"
-            with explaining(said), untouched(self.model):
+            message = f"{name} cannot be trained on a batch of {images}: it raised"
+            with explaining(message), untouched(self.model):
                 before = fingerprint(self.model.train())
                 params = self._step(size)
                 unsteady = changes(before, fingerprint(self.model))

@@ -39,7 +39,7 @@ WORKLOADS: Mapping[str, Recipe] = MappingProxyType(
         "mlp": _recipe(
             "pytorch/examples vae/main.py at 77f55b9: 784-400-20, ReLU, Adam 1e-3, batch 128"
         ),
-        # 30 epochs as in its config; the README gives a value after 10.
+        # 30 epochs as in its config; its README gives a value after 10.
         "flax": _recipe(
             "google/flax examples/vae at 18f8f31: 784-500-20, static binarisation, 50,000 images",
             binarize="static",

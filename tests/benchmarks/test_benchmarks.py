@@ -18,6 +18,7 @@ import torch
 from vaebench import InputError, TrainConfig
 from vaebench.config import without
 from vaebench.data.strokes import make_strokes
+from vaebench.fast.build import make_engine
 from vaebench.fast.register import TECHNIQUES
 from vaebench.training import follow
 
@@ -255,10 +256,9 @@ def test_a_rung_that_disagrees_is_refused(load: Load, monkeypatch: pytest.Monkey
     given = images, torch.device("cpu"), load("harness").DEFAULT.replace(batch_size=32), 3
     resident = rungs.find("resident", "cpu")
     assert rungs.refusal(resident, *given) is None
-    honest = follow.make_engine
 
     def twice_the_rate(*words: Any) -> Any:
-        built = honest(*words)
+        built = make_engine(*words)
         built.engine.optimizer.lr.mul_(2)
         return built
 
@@ -274,11 +274,10 @@ def test_a_rung_that_disagrees_is_refused(load: Load, monkeypatch: pytest.Monkey
 def test_a_rung_that_fell_back_is_refused(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     rungs, config = load("rungs"), load("harness").DEFAULT.replace(batch_size=32)
     images, _ = make_strokes(100, 0)
-    honest = follow.make_engine
     monkeypatch.setattr(
         follow,
         "make_engine",
-        lambda problem, fast, group: honest(problem, without(fast, "compile"), group),
+        lambda problem, fast, group: make_engine(problem, without(fast, "compile"), group),
     )
     compiled = rungs.find("compile", "cpu")
     reason = rungs.refusal(compiled, images, torch.device("cpu"), config, steps=2)

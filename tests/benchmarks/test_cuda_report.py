@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from tests.fast.tape import TapeCapture
-from vaebench.fast import build, graph
+from vaebench.fast import build as builder
+from vaebench.fast import graph
 from vaebench.fast.graph import GraphEngine
 from vaebench.fast.register import TECHNIQUES
 from vaebench.training import follow
@@ -41,7 +42,7 @@ def report(load: Load, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(GraphEngine, "pays", True)
     kept = [t for t in TECHNIQUES if t.name in ("graph", "triton", "persistent")]
     here = [dataclasses.replace(t, devices=("cpu",)) for t in kept]
-    for module in (load("rungs"), build):
+    for module in (load("rungs"), builder):
         monkeypatch.setattr(module, "TECHNIQUES", here)
     return load("cuda_report")
 
@@ -165,7 +166,7 @@ def test_without_time_everything_is_listed_as_left_out(report: ModuleType, tmp_p
 def test_a_rung_that_disagrees_is_not_timed(
     report: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = follow.make_engine
+    honest = builder.make_engine
 
     def twice_the_rate(problem: Any, fast: Any, group: None) -> Any:
         built = honest(problem, fast, group)

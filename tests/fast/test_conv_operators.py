@@ -167,7 +167,14 @@ def test_a_gradient_that_is_expanded() -> None:
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("flags", ["-mno-avx512f", "-mno-avx512bf16", "-mno-avx"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "-mno-avx512f",
+        pytest.param("-mno-avx512bf16", marks=pytest.mark.slow),
+        pytest.param("-mno-avx", marks=pytest.mark.slow),
+    ],
+)
 def test_on_other_processors(flags: str, tmp_path: Path) -> None:
     """Vectors of AVX2, none of bfloat16, and plain ones, as the compiler makes them."""
     machine = os.uname().machine

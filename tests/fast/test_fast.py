@@ -27,7 +27,7 @@ from vaebench.fast import amp as precision
 from vaebench.fast import compile as compiled
 from vaebench.fast import flush_denormal as denormals
 from vaebench.fast.build import Built
-from vaebench.fast.kernels import triton_step
+from vaebench.fast.kernels import triton_offer
 from vaebench.fast.register import TECHNIQUES
 from vaebench.fast.step import StepEngine, make_step
 from vaebench.models.mlp import VAE
@@ -220,8 +220,7 @@ def test_the_worker_asks_the_work_to_stop_on_ctrl_c() -> None:
     stop = threading.Event()
 
     def work() -> bool:
-        # Not _thread.interrupt_main(), which wakes nobody who waits for a lock.
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # in this thread: it wakes nobody who waits
         return stop.wait(10)
 
     with Worker(on_interrupt=stop.set) as worker:
@@ -481,8 +480,8 @@ def _with_triton(
     """Build an engine whose Triton kernels are stood in for by another step."""
     here = [dataclasses.replace(t, devices=("cpu",)) for t in TECHNIQUES]
     monkeypatch.setattr(build, "TECHNIQUES", here)
-    monkeypatch.setattr(triton_step, "supports", lambda *_: True)
-    monkeypatch.setattr(triton_step, "triton_step", step)
+    monkeypatch.setattr(triton_offer, "supports", lambda *_: True)
+    monkeypatch.setattr(triton_offer, "triton_step", step)
     torch.manual_seed(1)
     model = VAE(hidden_dims=(48,), latent_dim=6)
     switches: dict[str, Any] = {name: True}

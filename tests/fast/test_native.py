@@ -263,7 +263,7 @@ def _hooked() -> VAE:
 def _overridden() -> VAE:
     model = VAE((6, 6), (16,), 2)
     plain = model.decode
-    model.decode = lambda z: 2 * plain(z)  # type: ignore[method-assign]
+    model.decode = lambda z, y=None: 2 * plain(z)  # type: ignore[method-assign]
     return model
 
 
@@ -312,6 +312,7 @@ def test_other_objectives_are_left_to_the_compiler(aim: Objective) -> None:
     assert not _supported(VAE((6, 6), (16,), 2), _images(4, (6, 6), 0.3, torch.uint8), aim)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [{"native": False}, {"optimizer": "adagrad"}])
 def test_other_settings_are_left_to_the_compiler(words: dict[str, Any]) -> None:
     images = _images(20, (6, 6), 0.3, torch.uint8)
@@ -320,6 +321,7 @@ def test_other_settings_are_left_to_the_compiler(words: dict[str, Any]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_bf16_without_its_instructions_is_left_to_the_compiler(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

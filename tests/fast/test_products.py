@@ -14,7 +14,7 @@ from vaebench.config import WORKLOADS
 from vaebench.data.strokes import make_strokes
 from vaebench.fast import admit, products
 from vaebench.fast.adam import AdamState
-from vaebench.fast.products import Choice, Products, Shape, choice
+from vaebench.fast.products import Choice, Products, Shape, choice, layers
 from vaebench.fast.products.layers import Manner, is_plain
 from vaebench.fast.step import StepEngine
 from vaebench.objective import Objective
@@ -227,7 +227,11 @@ def _engines(compile: bool, images: Tensor) -> tuple[StepEngine, ReferenceEngine
     return built.engine, plain, truth.model
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["eager", "compile"])
+@pytest.fixture(
+    scope="module",
+    params=[False, pytest.param(True, marks=pytest.mark.slow)],
+    ids=["eager", "compile"],
+)
 def trained(request: pytest.FixtureRequest) -> tuple[StepEngine, ReferenceEngine, nn.Module, Any]:
     """Both engines after one step on the same numbers; what they gave."""
     images = make_strokes(100, seed=3)[0]
@@ -287,6 +291,49 @@ def test_the_switch() -> None:
         said = [n for n in history.notes if n.startswith("--products: 11 of 11 convolutions")]
         assert bool(said) is says
     assert vaebench.fit(vaebench.VAE(), images, epochs=1, batch_size=32, device="cpu").notes == []
+
+
+SPOILT: dict[str, Callable[[Tensor], Tensor]] = {
+    "a hundredth more": lambda y: 1.01 * y,  # which batch norm undoes, but for its statistics
+    "a row left out": lambda y: torch.cat([y[:, :, :-1], torch.zeros_like(y[:, :, -1:])], 2),
+    "a channel shifted": lambda y: y + 0.01 * (torch.arange(y.shape[1]) == 0).view(1, -1, 1, 1),
+    "no gradient": lambda y: y.detach() + 0 * y,
+    "half a gradient": lambda y: (y + y.detach()) / 2,
+}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+def test_a_wrong_kernel_is_refused(
+    spoil: Callable[[Tensor], Tensor], seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one layer of eleven, whatever else differs by rounding."""
+    torch.manual_seed(seed)
+    applied = layers._applied
+
+    def wrong(layer: Any, *args: Any) -> Tensor:
+        y = applied(layer, *args)
+        return spoil(y) if layer is target else y
+
+    model = vaebench.ConvVAE((28, 28), (8, 8, 16, 16, 32), Z)
+    target = [m for m in model.modules() if isinstance(m, nn.Conv2d)][1]
+    monkeypatch.setattr(layers, "_applied", wrong)
+    images = make_strokes(100, seed=3)[0]
+    with pytest.warns(UserWarning, match="products went wrong here"):
+        built = make_engine(model, images, OBJECTIVE, BATCH, LR, CPU)
+    assert built.actual["products"] is False
+    assert "went wrong here" in built.notes[0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_right_kernels_are_let_pass(seed: int) -> None:
+    """Other rounding, much of which batch norm of few images, and kinks, make more of."""
+    torch.manual_seed(seed)
+    model = vaebench.ConvVAE((28, 28), (8, 8, 16, 16, 32), Z)
+    for count in (64, 100):
+        images = make_strokes(count, seed=seed)[0]
+        built = make_engine(model, images, OBJECTIVE, BATCH, 1e-3, CPU)
+        assert built.actual["products"] is True, built.notes
 
 
 def test_without_a_compiler_the_library_convolves(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,7 +183,9 @@ COMPILED = {
 
 
 @pytest.mark.parametrize("phase", range(6))
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize(
+    "name", [n if n == "default" else pytest.param(n, marks=pytest.mark.slow) for n in COMPILED]
+)
 def test_compiles_ahead_of_time(name: str, phase: int) -> None:
     """For a GPU of compute capability 9.0, whatever there is here."""
     import triton
@@ -200,7 +202,7 @@ def test_compiles_ahead_of_time(name: str, phase: int) -> None:
     plan = Plan.of(model, Objective(), cast(Any, state), precision)
     index, noise = torch.zeros(128, dtype=torch.int64), torch.zeros(128, latent)
     totals, images = torch.zeros(2, dtype=torch.float64), torch.zeros(200, pixels, dtype=dtype)
-    arguments = plan.arguments(images, index, noise, totals, plan.space(128, images.device))
+    arguments = plan.arguments(images, index, noise, totals, plan.workspace(128, images.device))
     source = _source(train, {**arguments, "PHASE": phase})
     options = {**OPTIONS, "launch_cooperative_grid": phase == 0}
     try:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 import math
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -32,7 +33,8 @@ from vaebench.plots.sheets import pick_by_class, spherical
 from vaebench.runs.folder import RunFolder
 
 LATENTS = (2, 20)
-IMAGES = [kind for kind in KINDS if kind != "explore"]
+PLAIN = [kind for kind in KINDS if kind != "styles"]  # of a run without labels
+IMAGES = [kind for kind in PLAIN if kind != "explore"]
 PLOT = Path(__file__).parents[2] / "scripts" / "plot.py"
 Pixels = npt.NDArray[Any]
 
@@ -46,6 +48,7 @@ def make_run(
     likelihood: str = "bernoulli",
     activation: str = "relu",
     hidden_dim: int = 24,
+    conditional: bool = False,
 ) -> Path:
     """Train a tiny model for one epoch, on strokes unless told otherwise; give its run folder."""
     if images is None:
@@ -61,13 +64,19 @@ def make_run(
         "hidden_dims": (hidden_dim,),
     }
     recipe |= {"latent_dim": latent_dim, "likelihood": likelihood, "activation": activation}
+    given: dict[str, Any] = {}
+    test: Any = images[200:]
+    if conditional and labels is not None:
+        recipe["classes"] = int(labels.max()) + 1
+        given, test = {"labels": labels[:200]}, (images[200:], labels[200:])
     model = vaebench.VAE(**recipe)
     config = vaebench.TrainConfig.of(data=str(data), latent_dim=latent_dim, likelihood=likelihood)
     with RunFolder(folder) as run:
         run.write_config(config.options(), recipe)
         history = vaebench.fit(
             model, images[:200], epochs=1, batch_size=10, lr=1e-2, device="cpu",
-            test_images=images[200:], on_epoch=lambda record: run.add_metrics(asdict(record)),
+            test_images=test, on_epoch=lambda record: run.add_metrics(asdict(record)),
+            **given,
         )  # fmt: skip
         run.write_model(model)
         run.write_result({"dataset": data.name, "test_elbo": history.epochs[-1].test_elbo})
@@ -147,7 +156,7 @@ def test_reconstructions_show_test_images(runs: dict[int, Path], tmp_path: Path)
 
 def test_all_draws_every_kind_beside_the_run(runs: dict[int, Path]) -> None:
     files = draw(runs[2])
-    assert [file.stem for file in files] == list(KINDS)
+    assert [file.stem for file in files] == PLAIN
     assert {file.parent for file in files} == {runs[2] / "pictures"}
 
 
@@ -176,7 +185,7 @@ def test_latent_size_1_has_no_plane(
 ) -> None:
     with caplog.at_level(logging.WARNING, "vaebench"):
         drawn = {file.stem for file in draw(runs[1], out=tmp_path)}
-    assert drawn == set(KINDS) - {"manifold", "latent", "explore"}
+    assert drawn == set(PLAIN) - {"manifold", "latent", "explore"}
     assert "manifold is left out: a latent space of size 1 has no plane" in caplog.text
     with pytest.raises(UnsuitedError, match="has no plane"):
         draw(runs[1], ["manifold"], tmp_path)
@@ -376,3 +385,12 @@ def test_colour_blind_people_tell_the_colours_apart(colours: tuple[str, ...], le
     for sight in SIGHTS:
         seen = oklab(linear @ np.asarray(sight).T)
         assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) > least
+
+
+def test_a_name_that_the_locale_cannot_write(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "é", 2)
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [sys.executable, str(PLOT), str(run), "curves"]
+    done = subprocess.run(words, capture_output=True, env={**os.environ, **plain}, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (run / "pictures" / "curves.png").stat().st_size > 1000

@@ -27,8 +27,7 @@ from vaebench.errors import InputError
 from vaebench.objective import Objective
 from vaebench.runs import checkpoints as resume_module
 from vaebench.runs.checkpoints import Checkpoints, find, mark_of, read
-from vaebench.runs.folder import METRICS, MODEL, RunFolder
-from vaebench.runs.lock import LOCK
+from vaebench.runs.folder import LOCK, METRICS, MODEL, RunFolder
 from vaebench.runs.storage import write_tensors
 from vaebench.training.fit import Training, fit
 from vaebench.training.follow import Follower
@@ -287,58 +286,6 @@ def test_images_are_known_again() -> None:
     assert len({mark_of(x), mark_of(x + 1), mark_of(x.flatten()), mark_of(x.short())}) == 4
 
 
-# The lock
-
-
-def test_a_second_training_in_one_folder_is_refused(tmp_path: Path) -> None:
-    with RunFolder(tmp_path / "run") as folder:
-        for resume in (False, True):
-            with pytest.raises(InputError, match="another training is writing to"):
-                RunFolder(tmp_path / "run", resume=resume)
-        assert (folder.path / LOCK).exists()
-    assert not (tmp_path / "run" / LOCK).exists()
-    with RunFolder(tmp_path / "run"):
-        pass
-
-
-def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
-    """And what it left half-written, or just begun, is in nobody's way."""
-    code = (
-        "import os, signal, sys; from pathlib import Path\n"
-        "from vaebench.runs.lock import FolderLock\n"
-        "lock = FolderLock(Path(sys.argv[1]))\n"
-        "Path(sys.argv[1], '.vaebench-config.json.tmp').write_text('{')\n"
-        "os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    (tmp_path / "run").mkdir()
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")])
-    assert done.returncode == -signal.SIGKILL
-    assert (tmp_path / "run" / LOCK).exists()
-    with RunFolder(tmp_path / "run") as folder:
-        assert [p.name for p in folder.path.iterdir()] == [LOCK]
-
-
-def test_a_lock_file_taken_away_guards_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its last owner removes it between our opening and our locking it: we take a new one."""
-    from vaebench.runs import lock as module
-
-    real, calls = module._lock, []
-
-    def late(file: Any) -> None:
-        calls.append(file)
-        if len(calls) == 1:
-            os.unlink(tmp_path / LOCK)
-        real(file)
-
-    monkeypatch.setattr(module, "_lock", late)
-    lock = module.FolderLock(tmp_path)
-    assert len(calls) == 2
-    assert (tmp_path / LOCK).exists()
-    lock.release()
-
-
 # The command line, in this process
 
 
@@ -365,9 +312,11 @@ def _main(*args: object) -> int:
         return main([str(arg) for arg in args])
 
 
+SMALL = "--device cpu --threads 1 --hidden-dim 24 --latent-dim 3 --batch-size 64 --quiet".split()
+
+
 def _train(npz: Path, out: Path, *args: object) -> int:
-    small = "--device cpu --threads 1 --hidden-dim 24 --latent-dim 3 --batch-size 64 --quiet"
-    return _main("--data", npz, "--out", out, *small.split(), *args)
+    return _main("--data", npz, "--out", out, *SMALL, *args)
 
 
 @pytest.fixture(scope="module")
@@ -527,6 +476,44 @@ def test_interrupted_before_the_first_epoch(
         train(config)
     assert type(caught.value) is KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("left", [".vaebench.lock", ".vaebench-result.json.tmp"])
+def test_a_finished_run_is_tidied(left: str, run: Path, whole: Path) -> None:
+    """What a kill after the last word leaves goes; what is another's stays."""
+    (run / left).write_text("")
+    (run / "notes.txt").write_text("mine")
+    before = {p.name: p.read_bytes() for p in whole.iterdir()}
+    assert _main("--resume", run) == 0
+    after = {p.name: p.read_bytes() for p in run.iterdir()}
+    assert after.pop("notes.txt") == b"mine"
+    assert after == before
+
+
+def test_a_finished_run_that_another_process_still_holds_is_let_be(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunFolder(run, resume=True):
+        assert _main("--resume", run) == 0
+        assert (run / LOCK).exists()
+    assert "is complete" in capsys.readouterr().err
+
+
+def test_killed_after_the_last_word(npz: Path, tmp_path: Path, whole: Path) -> None:
+    """Between writing the result and giving the lock back."""
+    out = tmp_path / "run"
+    code = (
+        "import os, signal; from vaebench.runs.folder import RunFolder\n"
+        "def die(self): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "RunFolder._unlock = die\n"
+        "from vaebench.cli.train import main; main()"
+    )
+    words = ["--data", npz, "--out", out, *SMALL, "--epochs", 3]
+    done = subprocess.run([sys.executable, "-c", code, *map(str, words)], timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    assert (out / LOCK).exists()
+    assert _main("--resume", out) == 0
+    _equal(out, whole)
 
 
 def test_killed_at_random_moments() -> None:

@@ -174,7 +174,8 @@ def test_fit_refuses_what_is_no_vae(strokes: Tensor) -> None:
 
 def test_fit_refuses_a_decoder_of_another_size(strokes: Tensor) -> None:
     model = _vae()
-    model.decode = lambda z: model.output(model.decoder(z))[:, :700]  # type: ignore[method-assign]
+    decode = model.decode
+    model.decode = lambda z, y=None: decode(z).flatten(1)[:, :700]  # type: ignore[method-assign]
     with pytest.raises(InputError, match="700 numbers per image"):
         vaebench.fit(model, strokes, device="cpu")
 

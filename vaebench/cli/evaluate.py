@@ -16,9 +16,7 @@ from vaebench.errors import InputError, check_count, check_seed
 if TYPE_CHECKING:
     import argparse
 
-    from torch import Tensor
-
-    from vaebench.data.load import Dataset
+    from vaebench.data.load import Dataset, ImageSet
     from vaebench.evaluation import Evaluation
 
 SPLITS = ("test", "holdout", "train")
@@ -82,23 +80,22 @@ def evaluate_run(args: "argparse.Namespace") -> None:
     from vaebench.system.threads import available_cpus
     from vaebench.system.worker import Worker
 
-    out = args.out or args.run / "evaluation.json"
     model, config = load(args.run), read_json(args.run / CONFIG)
+    out = _writable(args.out or args.run / "evaluation.json")
     trained = read_json(args.run / RESULT) if (args.run / RESULT).exists() else {}
-    if not os.access(out.parent, os.W_OK) or out.is_dir():
-        raise InputError(f"{out} cannot be written: name another file by --out")
     device = resolve_device(args.device)
     torch.set_num_threads(args.threads or available_cpus())
     data = _data(args, config, trained)
     own = _are_its_own(args, config, data)
-    images = _images(args, config, data)
+    split = _split(args, config, data)
     start = time.perf_counter()
     prepare, _ = thread_settings(FastConfig(), device)
     with Worker(prepare) as worker:
         found = worker.run(
             lambda: evaluate(
                 model.to(device),
-                images,
+                split.images,
+                labels=split.labels,
                 samples=args.samples,
                 likelihood=config["likelihood"],
                 sigma=config["sigma"],
@@ -116,9 +113,10 @@ def evaluate_run(args: "argparse.Namespace") -> None:
         "dataset": data.name,
         "images_of_the_run": own,
         "split": args.split,
+        "conditional": split.labels is not None,
         "binarize": how,
         "binarization": NOTES.get(how, "pixels as they are in the data"),
-        "meaning": meaning(config["likelihood"], images, how),
+        "meaning": meaning(config["likelihood"], split.images, how),
         "seed": args.seed,
         "elbo": found.elbo,
         **dataclasses.asdict(found),
@@ -129,8 +127,13 @@ def evaluate_run(args: "argparse.Namespace") -> None:
     }
     write_json(out, result)
     if not args.quiet:
-        say(describe(result, found))
-        say(f"result: {out}")
+        say(f"{describe(result, found)}\nresult: {out}")
+
+
+def _writable(out: Path) -> Path:
+    if not os.access(out.parent, os.W_OK) or out.is_dir():
+        raise InputError(f"{out} cannot be written: name another file by --out")
+    return out
 
 
 def _data(args: "argparse.Namespace", config: dict[str, Any], trained: dict[str, Any]) -> "Dataset":
@@ -158,10 +161,11 @@ def _are_its_own(
     Raises:
         InputError: the run's own data are no longer what they were.
     """
+    from vaebench.data.labels import contents
     from vaebench.runs.checkpoints import mark_of
     from vaebench.runs.settings import check_images, other_images
 
-    mark = mark_of(data.train.images, data.test.images)
+    mark = mark_of(*contents(data, conditional=config.get("conditional", False)))
     if args.data is None and args.data_dir is None:
         check_images(args.run, mark)
     others = other_images(args.run, mark)
@@ -171,21 +175,28 @@ def _are_its_own(
     return True if config.get("images", {}).get("mark") else None
 
 
-def _images(args: "argparse.Namespace", config: dict[str, Any], data: "Dataset") -> "Tensor":
-    """Take the split that was asked for, its pixels as the run had them."""
+def _split(args: "argparse.Namespace", config: dict[str, Any], data: "Dataset") -> "ImageSet":
+    """Take the split that was asked for: its pixels as the run had them, labels if it had any."""
     from vaebench.data.binarize import binarize
+    from vaebench.data.load import ImageSet
     from vaebench.system.random import TEST_PIXELS, TRAINING_PIXELS
 
     holdout, how = config.get("holdout", 0), config.get("binarize", "none")
-    images = data.test.images if args.split == "test" else data.train.images
+    part = data.test if args.split == "test" else data.train
+    images, labels = part.images, part.labels if config.get("conditional") else None
+    if labels is None and config.get("conditional"):
+        raise InputError(
+            f"{args.run} was trained on labels, and {data.name} has none for its {args.split} "
+            "images: name data with labels by --data"
+        )
     if how != "none":
         images = binarize(images, how, TEST_PIXELS if args.split == "test" else TRAINING_PIXELS)
-    if args.split != "test":
-        edge = max(0, len(images) - holdout)
-        images = images[:edge] if args.split == "train" else images[edge:]
+    edge = max(0, len(images) - holdout)
+    rows = {"test": slice(None), "train": slice(edge), "holdout": slice(edge, None)}[args.split]
+    images, labels = images[rows][: args.images], None if labels is None else labels[rows]
     if not len(images):
         raise InputError(f"{args.run} has no {args.split} images: choose another --split")
-    return images[: args.images]
+    return ImageSet(images, None if labels is None else labels[: args.images])
 
 
 def _peak_bytes() -> int | None:
@@ -209,7 +220,8 @@ def describe(result: dict[str, Any], found: "Evaluation") -> str:
     if found.images == 1:
         spread, means = "", "; a single image has no standard error"
     lines = [
-        f"{result['workload']} on {result['dataset']}{others}, {passes}: importance-weighted "
+        f"{result['workload']}{' given labels' * result['conditional']} on {result['dataset']}"
+        f"{others}, {passes}: importance-weighted "
         f"{'score' if grey else 'log-likelihood'} {found.log_likelihood:.2f}{spread} nats per "
         f"image ({found.images:,} {result['split']} images, {found.samples:,} z each{means})",
         f"ELBO {found.elbo:.2f} = recon {found.recon:.2f} - kl {found.kl:.2f}; "

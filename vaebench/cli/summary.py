@@ -1,5 +1,6 @@
 """What a training leaves to be read: result.json, and its few lines for a person."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from vaebench.config import TrainConfig
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
 
 
 def epoch_line(record: "EpochRecord") -> str:
+    """Put an epoch's record in a line."""
     return (
         f"epoch {record.epoch:3d}  train ELBO {record.train_elbo:8.2f} "
         f"(recon {record.recon:.2f}, kl {record.kl:.2f})  test ELBO {record.test_elbo:8.2f}  "
@@ -36,6 +38,7 @@ def summary(
         "dataset": data.name,
         "notice": data.notice,
         "workload": config.workload,
+        "conditional": config.network.conditional,
         "epochs": last.epoch,
         "test_elbo": last.test_elbo,
         "train_elbo": last.train_elbo,
@@ -57,25 +60,30 @@ def summary(
 def describe(result: dict[str, Any]) -> str:
     """Put a result in words for a person, a few lines."""
     seconds, asked, ran = result["seconds"], result["requested"], result["actual"]
+    arithmetic = (
+        "its arithmetic could not be counted"
+        if math.isnan(result["peak_share"])
+        else f"its dense arithmetic, done or left out, at {result['peak_share']:.0%} of torch's "
+        f"measured float32 peak here of {result['peak_flops'] / 1e9:,.0f} GFLOP/s"
+    )
     lines = [
-        f"{result['workload']} on {result['dataset']}, {result['epochs']} epochs: "
+        f"{result['workload']}{' given labels' * result['conditional']} on {result['dataset']}, "
+        f"{result['epochs']} epochs: "
         f"test ELBO {result['test_elbo']:.2f} nats per image "
         f"({result['test_images']:,} images, {result['eval_samples']} z each), "
         f"train ELBO {result['train_elbo']:.2f}; {result['meaning']}",
-        f"steady training: {result['images_per_second']:,.0f} images/s; its dense arithmetic, "
-        f"done or left out, at {result['peak_share']:.0%} of torch's measured float32 peak here of "
-        f"{result['peak_flops'] / 1e9:,.0f} GFLOP/s",
+        f"steady training: {result['images_per_second']:,.0f} images/s; {arithmetic}",
         f"time: {seconds['total']:.1f} s = start-up {seconds['startup']:.1f} + "
         f"compile {seconds['compile']:.1f} + training {seconds['train']:.1f} + "
         f"evaluation {seconds['eval']:.1f} + "
         f"other {seconds['total'] - sum(v for k, v in seconds.items() if k != 'total'):.1f}",
-        f"asked for: {_words(asked)}",
-        f"ran:       {_words(ran)}",
+        f"asked for: {_mode_line(asked)}",
+        f"ran:       {_mode_line(ran)}",
     ]
     return "\n".join([*lines, *(f"  {note}" for note in result["notes"])])
 
 
-def _words(mode: dict[str, Any]) -> str:
-    compiled = "compiled" if mode["compile"] else "eager"
-    precision = f"amp {mode['amp']}" if mode["amp"] else "no amp"
+def _mode_line(mode: dict[str, Any]) -> str:
+    compiled = "compiled" if mode.get("compile") else "eager"
+    precision = f"amp {amp}" if (amp := mode.get("amp")) else "no amp"
     return f"{mode['engine']} engine, {compiled}, {precision}, on {mode['device']}, {mode['data']}"

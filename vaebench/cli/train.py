@@ -17,7 +17,7 @@ from vaebench.runs.settings import check_images, deciding, is_complete
 if TYPE_CHECKING:
     import torch
 
-    from vaebench.data.load import Dataset
+    from vaebench.data.load import Dataset, ImageSet
     from vaebench.models.networks import Network
     from vaebench.runs.checkpoints import Checkpoints
     from vaebench.runs.folder import RunFolder
@@ -46,6 +46,7 @@ def train(config: TrainConfig) -> int:
         TrainingError, ResourceError: the same; the message says what is kept.
     """
     if config.run.resume and is_complete(config.run.resume, config.optimizer.epochs):
+        _tidy(config.run.resume)
         complain(
             f"{config.run.resume} is complete: its {config.optimizer.epochs} epochs are trained; "
             "more: --epochs N"
@@ -53,19 +54,15 @@ def train(config: TrainConfig) -> int:
         return 0
     import torch
 
-    from vaebench.runs.folder import NoFolder, RunFolder
     from vaebench.system.device import resolve_device
-    from vaebench.system.distributed import joined, leads, local_count, own_device
+    from vaebench.system.distributed import is_main_process, joined, local_count, own_device
     from vaebench.system.threads import available_cpus
 
     device = resolve_device(own_device(config.run.device))
     torch.set_num_threads(config.run.threads or max(1, available_cpus() // local_count()))
-    out = config.run.resume or config.run.out
-    out = out or f"runs/{config.workload}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if not leads():
+    if not is_main_process():
         config = config.replace(quiet=True, plot=False)
-    resume = config.run.resume is not None
-    with joined(), RunFolder(out, resume=resume) if leads() else NoFolder(out) as folder:
+    with joined(), _open_folder(config) as folder:
         try:
             status, result = _run(config, device, folder)
         except (TrainingError, ResourceError) as error:
@@ -83,13 +80,13 @@ def _run(
 ) -> tuple[int, dict[str, Any]]:
     """Train in a folder that is ours; give the exit status and the result, which is written."""
     from vaebench.data.load import load_dataset
-    from vaebench.system.distributed import in_turn, leads
+    from vaebench.system.distributed import is_main_process, main_process_first
     from vaebench.system.timing import process_age
     from vaebench.training.history import TrainingInterrupted
 
-    with in_turn():
+    with main_process_first():
         data = load_dataset(config.data.source, config.data.data_dir)
-    if data.notice and leads():
+    if data.notice and is_main_process():
         complain(data.notice)
     startup = process_age()
     try:
@@ -97,17 +94,37 @@ def _run(
     except TrainingInterrupted as stopped:
         if not stopped.history.epochs:
             raise KeyboardInterrupt from None  # nothing to sum up
-        if leads():
+        if is_main_process():
             complain(
                 f"{stopped}; what was trained is in {folder.path}, and --resume {folder.path} goes "
                 "on with it"
             )
         history, status = stopped.history, 130
-    if not leads():
+    if not is_main_process():
         return status, {}
     result = summary(config, data, history, startup)
     folder.write_result(result)
     return status, result
+
+
+def _open_folder(config: TrainConfig) -> "RunFolder":
+    """Make the run folder, or open the one to go on with; only the leading process writes one."""
+    from vaebench.runs.folder import NoFolder, RunFolder
+    from vaebench.system.distributed import is_main_process
+
+    named = config.run.resume or config.run.out
+    path = named or f"runs/{config.workload}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if not is_main_process():
+        return NoFolder(path)
+    return RunFolder(path, resume=config.run.resume is not None, next_free=named is None)
+
+
+def _tidy(run: str) -> None:
+    """Remove what a process that was killed at its very end left in a finished run's folder."""
+    if any(Path(run).glob(".vaebench*")):  # seldom, and torch is loaded only then
+        from vaebench.runs.folder import tidy
+
+        tidy(run)
 
 
 def _kept(folder: "RunFolder") -> str:
@@ -129,13 +146,16 @@ def _plot(run: Path, config: TrainConfig) -> None:
 def _fit(
     config: TrainConfig, data: "Dataset", device: "torch.device", folder: "RunFolder"
 ) -> "History":
+    from vaebench.data.labels import contents
     from vaebench.runs.checkpoints import Checkpoints, mark_of
-    from vaebench.system.distributed import leads
+    from vaebench.system.distributed import is_main_process
     from vaebench.training.fit import fit
     from vaebench.training.history import TrainingInterrupted
 
+    train = _trained_on(data.train, config)
     model, recipe = _build(config, data, device)
-    mark = mark_of(data.train.images, data.test.images)
+    conditional = config.network.conditional
+    mark = mark_of(*contents(data, conditional=conditional))
     checkpoints = Checkpoints(folder.path, {**deciding(config), "model": recipe, "images": mark})
     state = None
     if config.run.resume:
@@ -152,18 +172,19 @@ def _fit(
     try:
         history = fit(
             model,
-            _trained_on(data.train.images, config),
-            test_images=data.test.images,
+            train.images,
+            labels=train.labels if conditional else None,
+            test_images=(data.test.images, data.test.labels if conditional else None),
             config=config.replace(device=str(device)),
             progress=not config.run.quiet,
-            on_state=keeper.keep if leads() else None,
+            on_state=keeper.keep if is_main_process() else None,
             resume=state,
         )
     except TrainingInterrupted:
-        if leads():
+        if is_main_process():
             keeper.close()
         raise
-    if leads():
+    if is_main_process():
         keeper.close()
     return history
 
@@ -174,6 +195,7 @@ def _build(
     """Make the model with its seed's weights; give it and what it takes to make it again."""
     from torch import manual_seed
 
+    from vaebench.data.labels import count_classes
     from vaebench.models.networks import make_network
     from vaebench.system.device import require_memory
 
@@ -185,20 +207,23 @@ def _build(
         "activation": config.network.activation,
         "likelihood": config.objective.likelihood,
     }
+    if config.network.conditional:
+        recipe["classes"] = count_classes(data)
     manual_seed(config.run.seed)
     require_memory(lambda: make_network(recipe), device)
     return make_network(recipe), recipe
 
 
-def _trained_on(rows: "torch.Tensor", config: TrainConfig) -> "torch.Tensor":
+def _trained_on(part: "ImageSet", config: TrainConfig) -> "ImageSet":
     """Leave out the rows that are held out."""
-    holdout = config.data.holdout
-    if holdout >= len(rows):
+    kept = len(part) - config.data.holdout
+    if kept < 1:
         raise InputError(
-            f"--holdout is {holdout}, which leaves none of the {len(rows)} training images: "
-            "make it smaller"
+            f"--holdout is {config.data.holdout}, which leaves none of the {len(part)} training "
+            "images: make it smaller"
         )
-    return rows[: len(rows) - holdout]
+    labels = None if part.labels is None else part.labels[:kept]
+    return dataclasses.replace(part, images=part.images[:kept], labels=labels)
 
 
 class _Keeper:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from vaebench.data.idx import DEFLATE_MAX_RATIO, StrPath, open_file, read_up_to, reason, show
+from vaebench.data.images import Images
 from vaebench.errors import InputError
 
 Array = npt.NDArray[Any]
@@ -51,6 +52,33 @@ def as_images(array: object, *, name: str = "images") -> torch.Tensor:
         )
     _check_finite(images, name)
     return images
+
+
+def checked(images: object, name: str, *, unit_interval: bool) -> Images:
+    """Check images for a likelihood, unless that was done before.
+
+    Args:
+        images: as :func:`as_images` takes them, or Images.
+        name: what error messages call them.
+        unit_interval: whether floats must lie in [0, 1], as a Bernoulli likelihood wants.
+
+    Raises:
+        InputError: see :func:`as_images`; or floats out of range.
+    """
+    if isinstance(images, Images):
+        if images.unit_interval or not unit_interval:
+            return images
+        pixels = images.pixels
+    else:
+        pixels = as_images(images, name=name)
+    if unit_interval and pixels.is_floating_point():
+        low, high = torch.stack(pixels.aminmax()).tolist()
+        if low < 0 or high > 1:
+            raise InputError(
+                f"{name} holds values from {low:.4g} to {high:.4g}: a Bernoulli likelihood takes "
+                "[0, 1] or uint8; rescale them, or use the gaussian likelihood"
+            )
+    return Images(pixels, unit_interval or pixels.dtype == torch.uint8)
 
 
 def _from_numpy(array: Array, name: str) -> torch.Tensor:

@@ -5,14 +5,21 @@ was tested with, and wrong for this one: a hook that it does not see, state that
 another driver. So it trains the same few batches as the plain engine, from the same state, and what
 the two leave must agree, but for rounding. How much that may be is measured: as far as the plain
 engine's own results move when the images of each batch stand in other orders, which changes nothing
-but the rounding of sums. What agrees is then raced: large products leave a compiler little
-to save, and its own cost comes first. What disagrees or loses is dropped with a note. Nothing that
-the gate does leaves a trace in the model.
+but the rounding of sums.
+
+Some networks make much of little: batch norm of a few images, or an activation's kink that a value
+falls on either side of. If several steps end too far apart, each step is tried from the very state
+that the plain engine began it in; the plain bars then hold for steps, wider ones for where they
+lead together.
+
+What agrees is then raced: large products leave a compiler little to save, and its own cost comes
+first. What disagrees or loses is dropped with a note. Nothing that the gate does leaves a trace in
+the model.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -30,76 +37,176 @@ FACTOR = 8.0
 ROUNDING = 1e-6
 
 
+# Steps of the plain engine before anything is compared. Adam's first one is a gradient's sign, also
+# where that is nothing but rounding.
+BEFORE = 2
+# Steps that are tried one by one. A kink that is met in one of them is not met in all.
+SINGLE = 3
+
+
 class Tolerance(NamedTuple):
     """What is let pass where order happens to make no difference.
 
-    ``changes``: a share of what training changed of a tensor; ``all_changes``, of all of them: a
-    bias before batch norm has no gradient but rounding, which moves it as far as it is large.
-    ``sums``: relative, of the sums.
+    ``changes``: a share of what training changed of a tensor; ``alike``: of what it changed of all
+    tensors of its kind (parameters, first moments, second ones): a bias before batch norm has no
+    gradient but the rounding of the others. ``sums``: relative, of recon; ``kl``: of the KL, which
+    training has only begun to move.
     """
 
     changes: float
+    alike: float
     sums: float
-    all_changes: float = 0.0
+    kl: float
 
 
-# Of several steps of float32: one rounds otherwise, and Adam carries that on. Their KL is small.
-FLOAT32 = Tolerance(5e-3, 1e-4, 1e-3)
-KL_SHARE = 200  # of a KL that training has only begun to move
+# The original's convolutional network, of 24 initialisations, needs 4e-4, 3e-6, 3e-7 and 2e-4 where
+# it needs most; of those that end too far apart after 4 steps, in their single steps.
+FLOAT32 = Tolerance(3e-3, 1e-5, 1e-5, 2e-4)
 # Where both engines round factors to 10 bits, but not alike. Small gradients, such as a bias has,
 # then differ in sign, and Adam makes whole steps of them: 0.3 of a change was seen. What is plainly
 # wrong, as a tensor left as it was, is off by 1 of its change or more.
-ROUNDED = Tolerance(0.5, 5e-3, 0.01)
-# The same of factors of 8 bits; a KL that training has only begun to move is small.
-BF16 = Tolerance(0.5, 2e-2, 0.01)
+ROUNDED = Tolerance(0.5, 5e-4, 5e-3, 0.05)
+# The same of factors of 8 bits.
+BF16 = Tolerance(0.5, 5e-4, 2e-2, 0.05)
 
 
 class Outcome(NamedTuple):
-    """Recon and kl summed, and every tensor that training changes."""
+    """Recon and kl summed, and every tensor that training changes, by kind."""
 
     sums: tuple[float, float]
-    tensors: list[Tensor]
+    kinds: list[list[Tensor]]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them."""
+        return [t for kind in self.kinds for t in kind]
+
+
+class Difference(NamedTuple):
+    """How far a number or a tensor is off, as a share of what is let pass, and in words."""
+
+    share: float
+    said: str
 
 
 def disagreement(
-    engine: StepEngine, plain: StepEngine, pieces: list[int], tolerance: Tolerance = FLOAT32
+    engine: StepEngine, plain: StepEngine, chunks: list[int], tolerance: Tolerance = FLOAT32
 ) -> str | None:
     """Train with both, leaving no trace; None if they agree, else in words how they differ.
 
     Args:
         engine: what is tried.
         plain: trains the same model with the same optimiser, and is trusted.
-        pieces: numbers of images to hand over, one call each.
+        chunks: numbers of images to hand over, one call each.
         tolerance: larger where products are rounded more than float32's.
     """
-    order, noise = _numbers(plain, sum(pieces))
-    got = _outcome(engine, order, noise, pieces)
-    want = _outcome(plain, order, noise, pieces)
-    same = all(torch.equal(a, b) for a, b in zip(got.tensors, want.tensors, strict=True))
-    if same and _near(got.sums, want.sums, (0, 0), tolerance.sums):
-        return None
-    if not all(map(math.isfinite, want.sums)):
-        return None  # it diverges at once, which training will tell; the trial can tell nothing
-    others = [
-        _outcome(plain, *_reordered(order, noise, pieces, plain.batch_size, how), pieces)
-        for how in (_reversed, _rotated)
-    ]
-    spread = [max(abs(a - other.sums[i]) for other in others) for i, a in enumerate(want.sums)]
-    if not _near(got.sums, want.sums, spread, tolerance.sums):
-        return f"recon and kl add up to {_shown(got.sums)}, not {_shown(want.sums)}"
-    start = [t.detach() for t in _changed(plain)]
-    changed = [_norm(t - before) for t, before in zip(want.tensors, start, strict=True)]
-    everything = tolerance.all_changes * math.hypot(*changed)
-    for i, (mine, right, before) in enumerate(zip(got.tensors, want.tensors, start, strict=True)):
-        moved = max(_norm(right - other.tensors[i]) for other in others)
-        allowed = FACTOR * moved + tolerance.changes * changed[i] + everything
-        error = _norm(mine - right)
-        if not error <= allowed + ROUNDING * _norm(right):  # not a number: neither
-            return (
-                f"a tensor of shape {tuple(right.shape)} is off by {error:.2g}, where training "
-                f"changed it by {_norm(right - before):.2g}"
+    before = BEFORE * plain.batch_size
+    order, noise = _numbers(plain, before + sum(chunks))
+    with plain.unchanged():
+        plain.epoch(order[:before], noise[:before])
+        order, noise = order[before:], noise[before:]
+        together = _Trial(engine, plain, order, noise, chunks)
+        if together.diverges:
+            return None  # which training will tell; the trial can tell nothing
+        worst = max(together.differences(tolerance))
+        if worst.share > 1 and engine.steps_at_once == 1:
+            apart = _by_steps(engine, plain, order, noise, tolerance)
+            wide = Tolerance(*map(max, tolerance, ROUNDED))
+            worst = max(apart, *together.differences(wide))
+    return worst.said if worst.share > 1 else None
+
+
+def _by_steps(
+    engine: StepEngine, plain: StepEngine, order: Tensor, noise: Tensor, tolerance: Tolerance
+) -> Difference:
+    """The worst that every one of a few single steps shows, of each size of batch."""
+    found: list[Difference] = []
+    for size in plain.problem.batch_sizes:
+        starts = range(0, min(SINGLE * size, len(order) - size + 1), size)
+        steps = [
+            _Trial(engine, plain, order[i : i + size], noise[i : i + size], [size]) for i in starts
+        ]
+        each = [step.differences(tolerance) for step in steps]
+        found += [min(shown) for shown in zip(*each, strict=True)]
+    return max(found)
+
+
+class _Trial:
+    """What an engine and the plain one make of the same batches, and how far order matters."""
+
+    def __init__(
+        self,
+        engine: StepEngine,
+        plain: StepEngine,
+        order: Tensor,
+        noise: Tensor,
+        chunks: list[int],
+    ) -> None:
+        self.plain, self.order, self.noise, self.chunks = plain, order, noise, chunks
+        self.start = [[t.detach().clone() for t in kind] for kind in _changed(plain)]
+        self.got = _outcome(engine, order, noise, chunks)
+        self.want = _outcome(plain, order, noise, chunks)
+        self.diverges = not all(map(math.isfinite, self.want.sums))
+
+    @cached_property
+    def others(self) -> list[Outcome]:
+        """The plain engine's outcomes in other orders; none where the two agree to the bit."""
+        both = zip(self.got.tensors, self.want.tensors, strict=True)
+        if self.got.sums == self.want.sums and all(torch.equal(a, b) for a, b in both):
+            return [self.want]
+        plain, chunks = self.plain, self.chunks
+        return [
+            _outcome(
+                plain, *_reordered(self.order, self.noise, chunks, plain.batch_size, how), chunks
             )
-    return None
+            for how in (_reversed, _rotated)
+        ]
+
+    def differences(self, tolerance: Tolerance) -> list[Difference]:
+        """Those of recon, kl and each tensor."""
+        found = []
+        got, want = self.got.sums, self.want.sums
+        said = f"recon and kl add up to {_shown(got)}, not {_shown(want)}"
+        for i, share in enumerate((tolerance.sums, tolerance.kl)):
+            moved = max(abs(want[i] - other.sums[i]) for other in self.others)
+            allowed = FACTOR * moved + share * abs(want[i])
+            found.append(_difference(abs(got[i] - want[i]), allowed, said))
+        doubt = self._doubt()
+        kinds = zip(self.got.kinds, self.want.kinds, self.start, strict=True)
+        for k, (mine, right, start) in enumerate(kinds):
+            changed = [_norm(t - before) for t, before in zip(right, start, strict=True)]
+            alike = tolerance.alike * math.hypot(*changed)
+            for i, (a, b) in enumerate(zip(mine, right, strict=True)):
+                moved = max(_norm(b - other.kinds[k][i]) for other in self.others)
+                allowed = FACTOR * moved + tolerance.changes * changed[i] + alike
+                if k == 0:
+                    allowed += doubt[i] * (changed[i] + _norm(a - start[i]))
+                error = _norm(a - b)
+                said = (
+                    f"a tensor of shape {tuple(b.shape)} is off by {error:.2g}, where training "
+                    f"changed it by {changed[i]:.2g}"
+                )
+                found.append(_difference(error, allowed + ROUNDING * _norm(b), said))
+        return found
+
+    def _doubt(self) -> list[float]:
+        """How far each parameter's gradients differ, of themselves, by what is remembered of them.
+
+        Those of a bias before batch norm are rounding. Whether they may differ so is judged
+        where what is remembered is compared; here, that Adam steps as far by small ones as by
+        large ones.
+        """
+        mine, right = self.got.kinds[1], self.want.kinds[1]
+        return [
+            min(1.0, _norm(a - b) / size) if (size := _norm(b)) else 1.0
+            for a, b in zip(mine, right, strict=True)
+        ]
+
+
+def _difference(error: float, allowed: float, said: str) -> Difference:
+    if error <= allowed:
+        return Difference(error / allowed if allowed else 0.0, said)
+    return Difference(error / allowed if allowed and math.isfinite(error) else math.inf, said)
 
 
 def _numbers(engine: StepEngine, images: int) -> tuple[Tensor, Tensor]:
@@ -115,33 +222,39 @@ def _numbers(engine: StepEngine, images: int) -> tuple[Tensor, Tensor]:
     return order[:images], engine.no_noise(images).normal_(generator=generator)
 
 
-def _outcome(engine: StepEngine, order: Tensor, noise: Tensor, pieces: list[int]) -> Outcome:
+def _outcome(engine: StepEngine, order: Tensor, noise: Tensor, chunks: list[int]) -> Outcome:
     # A model's own random numbers (dropout) are the same in every trial: they are put back.
     with engine.unchanged(), engine.training():
         found = [
             engine.epoch(*part)
-            for part in zip(order.split(pieces), noise.split(pieces), strict=True)
+            for part in zip(order.split(chunks), noise.split(chunks), strict=True)
         ]
         recon = sum(float(sums.recon) for sums in found)
         kl = sum(float(sums.kl) for sums in found)
-        return Outcome((recon, kl), [t.detach().clone() for t in _changed(engine)])
+        kinds = [[t.detach().clone() for t in kind] for kind in _changed(engine)]
+        return Outcome((recon, kl), kinds)
 
 
-def _changed(engine: StepEngine) -> list[Tensor]:
-    return [*engine.optimizer.tensors(), *engine.model.buffers()]
+def _changed(engine: StepEngine) -> list[list[Tensor]]:
+    """What training changes: parameters, what the optimiser remembers by kind, each buffer."""
+    memory: dict[str, list[Tensor]] = {}
+    for name, tensor in engine.optimizer.memory().items():
+        memory.setdefault(name.partition(".")[0], []).append(tensor)
+    buffers = [[buffer] for buffer in engine.model.buffers()]
+    return [list(engine.optimizer.params), *memory.values(), *buffers]
 
 
 def _reordered(
     order: Tensor,
     noise: Tensor,
-    pieces: list[int],
+    chunks: list[int],
     batch_size: int,
     how: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
     """The same batches, each with its images in another order."""
     both = []
     for numbers in (order, noise):
-        batches = [b for piece in numbers.split(pieces) for b in piece.split(batch_size)]
+        batches = [b for chunk in numbers.split(chunks) for b in chunk.split(batch_size)]
         both.append(torch.cat([how(batch) for batch in batches]))
     return both[0], both[1]
 
@@ -152,15 +265,6 @@ def _reversed(batch: Tensor) -> Tensor:
 
 def _rotated(batch: Tensor) -> Tensor:
     return batch.roll(len(batch) // 3 + 1, 0)
-
-
-def _near(
-    got: tuple[float, float], want: tuple[float, float], spread: Sequence[float], share: float
-) -> bool:
-    return all(
-        abs(a - b) <= FACTOR * s + min(share * weight, 0.05) * abs(b) and math.isfinite(a)
-        for a, b, s, weight in zip(got, want, spread, (1, KL_SHARE), strict=True)
-    )
 
 
 def _norm(t: Tensor) -> float:

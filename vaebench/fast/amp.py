@@ -15,8 +15,10 @@ from functools import partial
 import torch
 
 from vaebench.fast.admit import BF16
+from vaebench.fast.admit import race as race_steps
 from vaebench.fast.capture import capture_for, step_seconds
 from vaebench.fast.draft import Draft, Offer
+from vaebench.fast.step import StepEngine
 from vaebench.system.timing import race
 
 # Casting weights and activations costs two passes over them, so a product that is only just
@@ -50,15 +52,23 @@ def offer(draft: Draft) -> Offer | str:
     else:
         precision = choose(requested, problem.device)
     if draft.group:  # one decision, by one measurement
-        bf16 = draft.group.first_says(float(precision.dtype is not None))
+        bf16 = draft.group.broadcast(float(precision.dtype is not None))
         precision = Precision(torch.bfloat16 if bf16 else None, precision.reason)
     if precision.dtype is None:
         return precision.reason
     plan = dataclasses.replace(draft.plan, autocast=precision.dtype)
     notes = [f"--amp: {precision.reason}"]
     return Offer(
-        draft.make(plan), plan, actual={"amp": True}, race=None, notes=notes, tolerance=BF16
+        draft.make(plan), plan, actual={"amp": "bf16"}, race=None, notes=notes, tolerance=BF16
     )
+
+
+def regret(draft: Draft, plain: StepEngine) -> str:
+    """Say that bf16, chosen for its products' speed, makes steps slower than float32's, if so."""
+    chosen = draft.asks("amp") == "auto" and not draft.group
+    if chosen and not race_steps(draft.engine, plain).wins:
+        return "a step was slower in bf16 here"
+    return ""
 
 
 def _step_seconds(draft: Draft, dtype: torch.dtype | None) -> float:
@@ -78,19 +88,19 @@ def choose(requested: str | None, device: torch.device) -> Precision:
     if requested == "bf16":
         return Precision(torch.bfloat16, "bf16 was asked for by name")
     gain = bf16_gain(device)
-    words = f"a bf16 matrix product runs at {gain:.2g}x float32's speed on this {device.type}"
+    measured = f"a bf16 matrix product runs at {gain:.2g}x float32's speed on this {device.type}"
     if gain >= WORTHWHILE:
-        return Precision(torch.bfloat16, words)
-    return Precision(None, f"{words}: training in float32 (--amp bf16 forces bf16)")
+        return Precision(torch.bfloat16, measured)
+    return Precision(None, f"{measured}: training in float32 (--amp bf16 forces bf16)")
 
 
 def by_steps(seconds: Callable[[torch.dtype | None], float]) -> Precision:
     """Decide by a training step's time in float32 (None) and under bfloat16 autocast."""
     gain = seconds(None) / seconds(torch.bfloat16)
-    words = f"a bf16 step runs at {gain:.2g}x a float32 step's speed on this GPU"
+    measured = f"a bf16 step runs at {gain:.2g}x a float32 step's speed on this GPU"
     if gain >= WORTHWHILE_STEP:
-        return Precision(torch.bfloat16, words)
-    return Precision(None, f"{words}: training in float32 (--amp bf16 forces bf16)")
+        return Precision(torch.bfloat16, measured)
+    return Precision(None, f"{measured}: training in float32 (--amp bf16 forces bf16)")
 
 
 def bf16_gain(device: torch.device, budget: float = 0.3) -> float:

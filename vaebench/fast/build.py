@@ -26,7 +26,7 @@ from vaebench.system.toolchain import CompileError
 class Built(NamedTuple):
     """A warmed-up engine and what it really is, against what was asked for.
 
-    ``actual`` says of every technique whether it runs; of ``amp`` ``"bf16"`` or ``"float32"``; of
+    ``actual`` says of every technique whether it runs; of ``amp``, ``"bf16"`` or ``"float32"``; of
     ``graph`` the steps per replay, or False; and as ``data_on`` ``"device"`` or ``"host,
     streamed"``. ``notes`` has one line for each request that could not be met, or was decided by
     measurement.
@@ -54,25 +54,32 @@ def make_engine(
     """
     draft = Draft(problem, fast, group, optimizer or _started(problem), Plan(problem.objective))
     plain = draft.engine
-    names = [t.name for t in TECHNIQUES if t.kind != "thread"]
-    draft.actual = dict.fromkeys(names, False)
+    draft.actual = {t.name: t.idle for t in TECHNIQUES if t.kind != "thread"}
     for technique in TECHNIQUES:
         if technique.kind == "engine" and asks_for(fast, technique.name):
             _consider(technique, draft)
     if draft.engine is plain:
         plain.warm_up()
-    elif _loses_by_bf16(draft, plain):
-        built = make_engine(problem, without(fast, "amp"), None, draft.optimizer)
-        return built._replace(notes=[*built.notes, "--amp: a step was slower in bf16 here"])
-    draft.actual["amp"] = "bf16" if draft.plan.autocast else "float32"
+    elif regretted := _regretted(draft, plain):
+        technique, reason = regretted
+        built = make_engine(problem, without(fast, technique.name), group, draft.optimizer)
+        return built._replace(notes=[*built.notes, f"{technique.flag}: {reason}"])
     draft.actual["data_on"] = "device" if problem.resident else "host, streamed"
     return Built(draft.engine, draft.actual, draft.notes)
 
 
-def _loses_by_bf16(draft: Draft, plain: StepEngine) -> bool:
-    """Whether bf16, chosen for its products' speed, makes steps slower than plain float32 ones."""
-    chosen = asks_for(draft.fast, "amp") == "auto" and draft.plan.autocast is not None
-    return chosen and not draft.group and not admit.race(draft.engine, plain).wins
+def _regretted(draft: Draft, plain: StepEngine) -> tuple[Technique, str] | None:
+    """A technique that loses now that others were built on it, and why; None if there is none.
+
+    Its module says so in a line by a function ``regret(draft, plain)``, which most do not have.
+    """
+    for technique in TECHNIQUES:
+        if draft.actual.get(technique.name, technique.idle) != technique.idle:
+            regret = getattr(import_module(technique.module), "regret", None)
+            reason = regret(draft, plain) if regret else ""
+            if reason:
+                return technique, reason
+    return None
 
 
 def _started(problem: Problem) -> Optimizer:

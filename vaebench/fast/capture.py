@@ -16,7 +16,7 @@ from vaebench.fast.step import StepEngine
 from vaebench.system.timing import best_seconds
 
 # Steps of one replay, where a step is timed as to compare precisions, and seconds for it.
-TRIAL_STEPS, TRIAL = 16, 0.1
+TIMED_STEPS, TIMED_SECONDS = 16, 0.1
 # Steps run on the side stream before recording: libraries then have set up what they set up once.
 WARM_UPS = 3
 
@@ -200,7 +200,7 @@ class Chunk:
 
 def step_seconds(plain: StepEngine, capture: Capture | None) -> float:
     """Shortest time of a full step of the engine, replayed where it can be; leave no trace."""
-    steps = min(TRIAL_STEPS, len(plain.images) // plain.batch_size)
+    steps = min(TIMED_STEPS, len(plain.images) // plain.batch_size)
     order = torch.arange(steps * plain.batch_size, device=plain.device)
     noise = plain.no_noise(len(order))
     with plain.unchanged(), plain.training():
@@ -212,7 +212,7 @@ def step_seconds(plain: StepEngine, capture: Capture | None) -> float:
                 totals = torch.zeros(2, dtype=torch.float64, device=plain.device)
                 chunk = Chunk(plain, totals, steps, plain.batch_size, capture)
                 run = partial(chunk.run, order, noise)
-        return best_seconds(run, plain.device, budget=TRIAL) / steps
+        return best_seconds(run, plain.device, budget=TIMED_SECONDS) / steps
 
 
 def discard(engine: StepEngine, order: Tensor, noise: Tensor) -> None:

@@ -56,9 +56,11 @@ def _kernel() -> Any:
 
 def _forward(logits: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     logits, x = logits.contiguous(), x.contiguous()
-    recon, slope = _fake_forward(logits, x)
-    _kernel().vaebench_bernoulli(*logits.shape, *(t.data_ptr() for t in (logits, x, recon, slope)))
-    return recon, slope
+    recon, logits_grad = _fake_forward(logits, x)
+    _kernel().vaebench_bernoulli(
+        *logits.shape, *(t.data_ptr() for t in (logits, x, recon, logits_grad))
+    )
+    return recon, logits_grad
 
 
 def _fake_forward(logits: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,10 @@ from vaebench.models.protocol import is_altered
 from vaebench.problem import Problem
 from vaebench.system.toolchain import CompileError, load_kernels
 
-SOURCES = ("vectors.h", "numbers.h", "bf16.h", "sparse.h", "bernoulli.h", "tiles.h", "native.cpp")
+SOURCES = (
+    *("vectors.h", "numbers.h", "bf16.h", "sparse.h", "bernoulli.h", "tiles.h"),
+    *("native.h", "native_forward.h", "native_backward.h", "native.cpp"),
+)
 # As the kernel numbers them.
 _ACTIVATIONS = {nn.ReLU: 0, nn.Tanh: 1, nn.LeakyReLU: 2}
 _LIKELIHOODS = {"bernoulli": 0, "gaussian": 1}

@@ -16,16 +16,16 @@ from torch import Tensor
 
 from vaebench.engine import Sums
 from vaebench.fast.step import Step, StepEngine
-from vaebench.system.distributed import Group, add_up
+from vaebench.system.distributed import Group, all_reduce
 
 
 def exchange(grads: tuple[Tensor, ...], images: int) -> tuple[Tensor, ...]:
     """Turn gradients of the mean loss over own images into those over all processes' images."""
     flat = torch.cat([*(grad.reshape(-1) for grad in grads), grads[0].new_ones(1)]) * images
-    add_up(flat)
+    all_reduce(flat)
     flat = flat / flat[-1]
-    parts = flat[:-1].split([grad.numel() for grad in grads])
-    return tuple(part.view(grad.shape) for part, grad in zip(parts, grads, strict=True))
+    chunks = flat[:-1].split([grad.numel() for grad in grads])
+    return tuple(chunk.view(grad.shape) for chunk, grad in zip(chunks, grads, strict=True))
 
 
 class ParallelStep:
@@ -69,5 +69,5 @@ class ParallelEngine(StepEngine):
         """Train on this process's parts of the batches; give the sums over all parts."""
         own = super().run(order, noise)
         totals = torch.stack((own.recon, own.kl))
-        self.group.add_up(totals)
+        self.group.all_reduce(totals)
         return Sums(totals[0], totals[1], own.images)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vaebench.engine import Sums
 from vaebench.fast.draft import Draft, Offer
-from vaebench.fast.kernels.triton_step import MANY, Phases, offer_fastest
+from vaebench.fast.kernels.triton_offer import offer_fastest
+from vaebench.fast.kernels.triton_step import MANY, Phases
 from vaebench.fast.step import Optimizer, Step, StepEngine
 from vaebench.problem import Problem
 from vaebench.system.timing import best_seconds

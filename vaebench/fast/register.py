@@ -3,7 +3,8 @@
 From this list alone come the fields of :class:`vaebench.config.FastConfig`, the command line's
 switches and their help, the order of admission, the ladder's rungs, the rows of the GPU's report,
 the cases of the equivalence tests and the table in ``vaebench/fast/README.md``. A technique is its
-line here and its file or folder; without both, everything else goes on working.
+line here and its file or folder; without both, everything else goes on working, but for what needs
+it, which then is left out too.
 """
 
 from collections.abc import Mapping
@@ -24,6 +25,9 @@ class Technique:
         kind: ``"engine"``: it makes an engine of the one below; ``"part"``: a change of the step
             that is tried within the technique it needs; ``"thread"``: a setting of threads.
         option: further keyword arguments of the command line's option, if it is no plain switch.
+        exact: whether the results are those without it, to the bit.
+        rounds: whether products are rounded more than float32's; results then say so.
+        idle: what a result says of it where it does not run.
     """
 
     name: str
@@ -33,6 +37,9 @@ class Technique:
     needs: str | None = None
     kind: str = "engine"
     option: Mapping[str, Any] = field(default_factory=dict)
+    exact: bool = False
+    rounds: bool = False
+    idle: bool | str = False
 
     @property
     def module(self) -> str:
@@ -56,10 +63,10 @@ AMP_MODES = ("auto", "bf16")
 _AMP = {"nargs": "?", "const": "auto", "metavar": "auto|bf16"}
 
 # fmt: off
-TECHNIQUES = (
+_ALL = (
     Technique("flush_denormal", "treat denormal numbers as zero", CPU, kind="thread"),
-    Technique("tf32", "float32 products with factors of 10 bits; faster, not equal to float32", CUDA, default=False),
-    Technique("amp", "autocast: auto (the default of the bare flag) uses bf16 where this device gains from it by measurement; bf16 forces it", default=None, option=_AMP),
+    Technique("tf32", "float32 products with factors of 10 bits; faster, not equal to float32", CUDA, default=False, rounds=True),
+    Technique("amp", "autocast: auto (the default of the bare flag) uses bf16 where this device gains from it by measurement; bf16 forces it", default=None, option=_AMP, rounds=True, idle="float32"),
     Technique("products", "convolve small images by kernels, where that pays", CPU),
     Technique("persistent", "train the fully connected network by one Triton kernel that goes through many steps", CUDA, default=False),
     Technique("triton", "train the fully connected network by five Triton kernels a step", CUDA, default=False),
@@ -67,6 +74,7 @@ TECHNIQUES = (
     Technique("sparse", "let the first layer leave out dark pixels where they are many", CPU, needs="compile", kind="part"),
     Technique("fused_likelihood", "compute a Bernoulli likelihood and its gradient in one pass", CPU, needs="compile", kind="part"),
     Technique("compile", "compile the whole training step into one graph", default=False),
-    Technique("graph", "replay many steps at once from a CUDA graph, where that is measured to pay", CUDA),
+    Technique("graph", "replay many steps at once from a CUDA graph, where that is measured to pay", CUDA, exact=True),
 )
 # fmt: on
+TECHNIQUES = tuple(t for t in _ALL if t.needs is None or t.needs in {each.name for each in _ALL})

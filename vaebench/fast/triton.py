@@ -4,7 +4,7 @@ The kernels, and what they do, are in ``kernels/triton_step.py``.
 """
 
 from vaebench.fast.draft import Draft, Offer
-from vaebench.fast.kernels.triton_step import offer_fastest
+from vaebench.fast.kernels.triton_offer import offer_fastest
 from vaebench.fast.step import StepEngine
 
 

@@ -23,10 +23,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from vaebench.errors import InputError
+from vaebench.models.base import BaseVAE, check_classes
 from vaebench.models.mlp import ACTIVATIONS
 
 CHANNELS = (32, 64, 128, 256, 512)
@@ -34,7 +34,7 @@ PIXELS = (28, 28)
 SHAPES = (PIXELS, (1, *PIXELS), (math.prod(PIXELS),))
 
 
-class ConvVAE(nn.Module):
+class ConvVAE(BaseVAE):
     """Convolutional VAE with batch norm and a diagonal Gaussian q(z|x), for 28x28 grey images.
 
     Each of the encoder's five layers halves height and width: 28, 14, 7, 4, 2, 1. Each of the
@@ -47,6 +47,9 @@ class ConvVAE(nn.Module):
         activation: a name in :data:`vaebench.models.mlp.ACTIVATIONS`.
         likelihood: ``"gaussian"``: the output is a mean in (-1, 1), by tanh, as in the original.
             ``"bernoulli"``: logits, with no tanh.
+        classes: how many labels there are; encoder and decoder then take one for each image, y:
+            the encoder as further channels, all 1 or all 0, the decoder beside z. None: they take
+            none.
 
     Raises:
         InputError: an argument that cannot be.
@@ -59,18 +62,21 @@ class ConvVAE(nn.Module):
         latent_dim: int = 2,
         activation: str = "leaky_relu",
         likelihood: str = "gaussian",
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         _check(image_shape, hidden_dims, latent_dim, activation, likelihood)
         self.image_shape = tuple(image_shape)
         self.latent_dim = latent_dim
         self.likelihood = likelihood
-        down = (1, *hidden_dims)
+        self.classes = check_classes(classes)
+        labels = classes or 0
+        down = (1 + labels, *hidden_dims)
         up = (*reversed(hidden_dims), hidden_dims[0])
         self.encoder = nn.Sequential(*(_halve(i, o, activation) for i, o in pairwise(down)))
         self.fc_mu = nn.Linear(down[-1], latent_dim)
         self.fc_var = nn.Linear(down[-1], latent_dim)
-        self.decoder_input = nn.Linear(latent_dim, up[0])
+        self.decoder_input = nn.Linear(latent_dim + labels, up[0])
         doublings = [_double(i, o, activation) for i, o in pairwise(up)]
         self.decoder = nn.Sequential(*doublings[:-1])
         last = [*doublings[-1], nn.Conv2d(up[-1], 1, kernel_size=5)]
@@ -79,31 +85,23 @@ class ConvVAE(nn.Module):
         # One more level than is needed: so are the original's parameters named.
         self.final_layer = nn.Sequential(nn.Sequential(*last))
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Give (mu, logvar), each (B, Z), of q(z|x) for x (B, ...), 784 pixels each."""
-        hidden = self.encoder(x.reshape(-1, 1, *PIXELS)).flatten(1)  # (B, C)
+    def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Give (mu, logvar), each (B, Z), of q(z|x) for x (B, ...), 784 pixels each.
+
+        With classes, of q(z|x, y); the labels y are (B,) int64.
+        """
+        channels = self._joined(x.reshape(-1, 1, *PIXELS), y)
+        hidden = self.encoder(channels).flatten(1)  # (B, C)
         return self.fc_mu(hidden), self.fc_var(hidden)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Give the output (B, ``*image_shape``) for z (B, Z): Gaussian means, Bernoulli logits."""
-        hidden = self.decoder_input(z)[:, :, None, None]  # (B, C, 1, 1)
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """Give the output (B, ``*image_shape``) for z (B, Z): Gaussian means, Bernoulli logits.
+
+        With classes, for z and y; the labels y are (B,) int64.
+        """
+        hidden = self.decoder_input(self._joined(z, y))[:, :, None, None]  # (B, C, 1, 1)
         output = self.final_layer(self.decoder(hidden))  # (B, 1, 28, 28)
         return cast(Tensor, output.reshape(-1, *self.image_shape))
-
-    @torch.no_grad()
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw z from the prior and give the n mean images (n, ``*image_shape``).
-
-        The generator must live on the model's device. Call ``eval()`` before: in train mode, batch
-        norm would normalise each image by the others.
-        """
-        weight = self.decoder_input.weight
-        z = torch.randn(n, self.latent_dim, generator=generator, device=weight.device)
-        return self.pixels(self.decode(z.to(weight.dtype)))
-
-    def pixels(self, output: Tensor) -> Tensor:
-        """Turn the decoder's output into mean pixel values, E[x|z]."""
-        return output.sigmoid() if self.likelihood == "bernoulli" else output
 
 
 def _halve(channels_in: int, channels_out: int, activation: str) -> nn.Sequential:

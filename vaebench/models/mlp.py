@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaebench.errors import WIDEST, check_choice, check_count, check_counts
+from vaebench.models.base import BaseVAE, check_classes
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -23,7 +24,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-class VAE(nn.Module):
+class VAE(BaseVAE):
     """Fully connected VAE with a diagonal Gaussian q(z|x).
 
     Args:
@@ -33,6 +34,8 @@ class VAE(nn.Module):
         activation: ``"relu"``, ``"tanh"`` or ``"leaky_relu"``.
         likelihood: ``"bernoulli"`` or ``"gaussian"``; says how :meth:`sample` turns the decoder's
             output into pixels, and is the default likelihood when this model is trained.
+        classes: how many labels there are; encoder and decoder then take one for each image, y,
+            beside x and z. None: they take none.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class VAE(nn.Module):
         latent_dim: int = 20,
         activation: str = "relu",
         likelihood: str = "bernoulli",
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         image_shape = check_counts("image_shape", image_shape)
@@ -52,16 +56,21 @@ class VAE(nn.Module):
         self.image_shape = image_shape
         self.latent_dim = latent_dim
         self.likelihood = likelihood
+        self.classes = check_classes(classes)
+        labels = classes or 0
         widths = [math.prod(image_shape), *hidden_dims]
-        self.encoder = _layers(widths, activation)
+        self.encoder = _layers([widths[0] + labels, *hidden_dims], activation)
         self.mu = nn.Linear(widths[-1], latent_dim)
         self.logvar = nn.Linear(widths[-1], latent_dim)
-        self.decoder = _layers([latent_dim, *reversed(widths[1:])], activation)
+        self.decoder = _layers([latent_dim + labels, *reversed(widths[1:])], activation)
         self.output = nn.Linear(widths[1], widths[0])
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Give (mu, logvar), each (B, Z), of q(z|x) for x (B, ``*image_shape``)."""
-        hidden = self.encoder(x.flatten(1))  # (B, H)
+    def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Give (mu, logvar), each (B, Z), of q(z|x) for x (B, ``*image_shape``).
+
+        With classes, of q(z|x, y); the labels y are (B,) int64.
+        """
+        hidden = self.encoder(self._joined(x.flatten(1), y))  # (B, H)
         # Both heads in one product: each is so small that starting it takes longest.
         heads = (self.mu, self.logvar)
         weight = torch.cat([head.weight for head in heads])
@@ -69,24 +78,13 @@ class VAE(nn.Module):
         mu, logvar = F.linear(hidden, weight, bias).chunk(2, dim=1)
         return mu, logvar
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Give the output (B, ``*image_shape``) for z (B, Z): Bernoulli logits, Gaussian means."""
-        return cast(Tensor, self.output(self.decoder(z)).unflatten(-1, self.image_shape))
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """Give the output (B, ``*image_shape``) for z (B, Z): Bernoulli logits, Gaussian means.
 
-    @torch.no_grad()
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw z from the prior and give the n mean images (n, ``*image_shape``).
-
-        The generator must live on the model's device.
+        With classes, for z and y; the labels y are (B,) int64.
         """
-        check_count("n", n)
-        weight = self.output.weight
-        z = torch.randn(n, self.latent_dim, generator=generator, device=weight.device)
-        return self.pixels(self.decode(z.to(weight.dtype)))
-
-    def pixels(self, output: Tensor) -> Tensor:
-        """Turn the decoder's output into mean pixel values, E[x|z]."""
-        return output.sigmoid() if self.likelihood == "bernoulli" else output
+        output = self.output(self.decoder(self._joined(z, y)))
+        return cast(Tensor, output.unflatten(-1, self.image_shape))
 
 
 def _layers(widths: Sequence[int], activation: str) -> nn.Sequential:

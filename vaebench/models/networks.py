@@ -25,8 +25,8 @@ def make_network(recipe: Mapping[str, Any]) -> Network:
     """
     if not isinstance(recipe, Mapping):
         raise TypeError(f"the model's entry is {recipe!r}: it must be an object")
-    words = dict(recipe)
-    kind = words.pop("kind", "mlp")
+    kwargs = dict(recipe)
+    kind = kwargs.pop("kind", "mlp")
     if kind not in KINDS:
         raise InputError(f"the network is {kind!r}: choose from {', '.join(KINDS)}")
-    return KINDS[kind](**words)
+    return KINDS[kind](**kwargs)

@@ -118,8 +118,8 @@ def refused(model: nn.Module, x: Tensor, method: str) -> str:
 
 
 @contextlib.contextmanager
-def explaining(said: str) -> Iterator[None]:
-    """Turn what a model's own code raises into one line: ``said``, what was raised, and where.
+def explaining(message: str) -> Iterator[None]:
+    """Turn what a model's own code raises into one line: ``message``, what was raised, and where.
 
     Raises:
         InputError: the block raised anything but an InputError, or memory running out.
@@ -127,9 +127,9 @@ def explaining(said: str) -> Iterator[None]:
     try:
         yield
     except (InputError, torch.OutOfMemoryError, MemoryError):
-        raise  # said already; no fault of the model's code
+        raise  # explained already; no fault of the model's code
     except Exception as error:
-        raise InputError(f"{said} {reason(error)}") from error
+        raise InputError(f"{message} {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:
@@ -137,13 +137,13 @@ def reason(error: Exception) -> str:
 
     Torch's messages go on for lines; the first says what happened.
     """
-    told = f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
+    message = f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         file = frame.filename
         installed = f"{os.sep}site-packages{os.sep}" in file  # which lies in Python's own folder
         if not file.startswith((_TORCH, _PACKAGE)) and (installed or not file.startswith(_PYTHON)):
-            return f"{told} ({file}:{frame.lineno})"
-    return told
+            return f"{message} ({file}:{frame.lineno})"
+    return message
 
 
 def _check_encoded(mu: Tensor, logvar: Tensor, x: Tensor) -> None:

@@ -1,6 +1,8 @@
 """Pictures of a training: latent plane, reconstructions, samples, curves, a page to explore.
 
-Matplotlib and torch are loaded by the first picture drawn, not by importing this package.
+Matplotlib and torch are loaded by the first picture drawn, not by importing this package. May
+import every room but ``cli``. To add a picture: its name in ``options.KINDS``, a function of a run
+and the options that gives a figure, a line in ``album.OF_ONE_RUN``; ``style`` has its look.
 """
 
 import os

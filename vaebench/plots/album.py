@@ -18,6 +18,7 @@ from vaebench.plots.sheets import (
     draw_interpolations,
     draw_reconstructions,
     draw_samples,
+    draw_styles,
     draw_traversals,
 )
 
@@ -27,6 +28,7 @@ OF_ONE_RUN: dict[str, Callable[[Run, Options], Figure]] = {
     "latent": draw_latent,
     "reconstructions": draw_reconstructions,
     "samples": draw_samples,
+    "styles": draw_styles,
     "interpolate": draw_interpolations,
     "traverse": draw_traversals,
 }
@@ -45,6 +47,8 @@ def fill(
     out = style.writable_folder(out or folders[0] / "pictures")
     files = []
     for kind in kinds:
+        if kind == "styles" and kind not in words and not runs[0].classes:
+            continue  # nobody who trained without labels misses it
         try:
             files.append(_draw_one(kind, runs, out, options))
         except UnsuitedError as reason:

@@ -10,8 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from vaebench.plots import style
 from vaebench.plots.run import Run
 
-WIDTH, HEIGHT = 480, 270  # pixels of one panel
-LEFT, BETWEEN, BELOW, RIGHT = 96, 40, 40, 56  # pixels for the words around panels
+WIDTH, HEIGHT = 1200, 310  # pixels of a row of panels, with what is written beside it
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 
 Record = dict[str, Any]
@@ -25,21 +24,16 @@ def draw_curves(runs: list[Run]) -> Figure:
         "steps. Seconds are those of the training steps alone, without start-up, compilation and "
         "evaluation."
     )
-    across = style.MARGIN + LEFT + 2 * WIDTH + BETWEEN + RIGHT
-    legend = 10 + style.LINE * len(runs)
-    down = 3 * (HEIGHT + BELOW) + 40
-    top = style.HEADING + legend
-    fig = style.figure(across, top + down + style.caption_height(caption, across))
-    for column, unit in enumerate(("epoch", "training time (s)")):
-        for row, quantity in enumerate(("ELBO", "recon", "KL")):
-            left = style.MARGIN + LEFT + column * (WIDTH + BETWEEN)
-            ax = style.axes(fig, left, top + row * (HEIGHT + BELOW), WIDTH, HEIGHT)
-            _panel(ax, runs, quantity, against_seconds=column == 1)
-            ax.set_xlabel(unit if row == 2 else "")
-            ax.set_ylabel(quantity if column == 0 else "")
-            ax.tick_params(labelleft=column == 0)
-    _legend(fig, fig.axes[0], len(runs))
-    style.annotate(fig, "Training", caption)
+    above = style.LINE * len(runs) + 10
+    fig = style.chart(WIDTH, 3 * HEIGHT, "Training", caption, above=above)
+    panels = fig.subplots(3, 2, sharey="row")
+    for row, quantity in enumerate(("ELBO", "recon", "KL")):
+        for column in range(2):
+            _panel(panels[row, column], runs, quantity, against_seconds=column == 1)
+        panels[row, 0].set_ylabel(quantity)
+    panels[2, 0].set_xlabel("epoch")
+    panels[2, 1].set_xlabel("training time (s)")
+    _legend(fig, panels[0, 0], len(runs))
     return fig
 
 
@@ -82,6 +76,6 @@ def _legend(fig: Figure, ax: Axes, runs: int) -> None:
     order = [k for column in range(columns) for k in range(column, len(handles), columns)]
     fig.legend(
         [handles[k] for k in order], [labels[k] for k in order], ncols=columns,
-        loc="upper left", bbox_to_anchor=((style.MARGIN - 8) / width, 1 - 54 / height),
-        handlelength=3.2,
+        loc="upper left", bbox_to_anchor=(style.MARGIN / width, 1 - style.HEADING / height),
+        borderpad=0, borderaxespad=0, handlelength=3.2,
     )  # fmt: skip

@@ -32,8 +32,10 @@ def make_page(run: Run) -> str:
     """Make the page's text.
 
     Raises:
-        UnsuitedError: the decoder is no chain of Linear, ReLU and Tanh layers.
+        UnsuitedError: the decoder is no chain of Linear, ReLU and Tanh layers, or takes labels.
     """
+    if run.classes:
+        raise UnsuitedError("the explorer decodes z alone, and this run's model takes a label too")
     layers = decoder_layers(run)
     program = "\n".join(_part(f"{name}.js") for name in ("decoder", "plane", "chart", "explorer"))
     # "<" written so can end no script element, whatever a label or a folder's name contains.

@@ -15,8 +15,7 @@ from vaebench.plots.options import Options
 from vaebench.plots.plane import densest
 from vaebench.plots.run import Run
 
-SIDE = 960  # pixels of the square
-LEFT, BELOW = 64, 70  # pixels for the axes' words
+SIDE = 1060  # pixels across and down, with what is written beside the square
 CONTOURS = (0.5, 0.9, 0.99)  # the prior's probability inside
 
 
@@ -34,16 +33,14 @@ def draw_latent(run: Run, options: Options) -> Figure:
         f"{run.caption()} Each of {len(points):,} points is one test image: {what}. Circles hold "
         f"50, 90 and 99 % of the prior.{plane}{'.' * bool(plane)}"
     )
-    width = style.MARGIN + LEFT + SIDE + style.MARGIN
-    height = style.HEADING + SIDE + BELOW + style.caption_height(caption, width)
-    fig = style.figure(width, height)
-    ax = style.axes(fig, style.MARGIN + LEFT, style.HEADING, SIDE, SIDE)
+    fig = style.chart(SIDE, SIDE - 2 * style.MARGIN, "The test set in latent space", caption)
+    ax = fig.subplots()
+    ax.set_box_aspect(1)
     _scatter(ax, points, run.test.labels)
     reach = 1.08 * max(3.2, float(points.abs().max()))
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach))
     ax.set(xlabel=run.plane.axis_names()[0], ylabel=run.plane.axis_names()[1])
     _contours(ax)
-    style.annotate(fig, "The test set in latent space", caption)
     return fig
 
 

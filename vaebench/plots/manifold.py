@@ -6,6 +6,7 @@ Source: Kingma & Welling, Auto-Encoding Variational Bayes (arXiv 1312.6114), fig
 import torch
 from matplotlib.figure import Figure
 
+from vaebench.errors import InputError
 from vaebench.plots import style
 from vaebench.plots.options import Options
 from vaebench.plots.run import Run
@@ -21,13 +22,23 @@ def draw_manifold(run: Run, options: Options) -> Figure:
     # Equal steps in probability: the inverse of the normal distribution function spreads them.
     ticks = torch.special.ndtri(torch.linspace(low, high, options.grid))
     down, right = torch.meshgrid(ticks.flip(0), ticks, indexing="ij")
-    pictures = run.decode(run.plane.lift(torch.stack([right, down], -1).reshape(-1, 2)))
+    label = _label(run, options)
+    pictures = run.decode(run.plane.lift(torch.stack([right, down], -1).reshape(-1, 2)), label)
     caption = (
         f"{run.caption()} Each image is the decoder's mean at one point; points are spaced by "
         f"equal steps of the prior's probability, from {low:g} to {high:g}." + run.plane.caption()
     )
     title = "The learned manifold" if run.plane.whole else "A plane through the learned manifold"
+    title += "" if label is None else f" of class {label}"
     return _lay_out(pictures, ticks, run.plane.axis_names(), title, caption)
+
+
+def _label(run: Run, options: Options) -> int | None:
+    """The class to show; None where the model takes no labels."""
+    if options.label and options.label >= run.classes:
+        has = f"{run.classes} classes, from 0" if run.classes else "none"
+        raise InputError(f"--label is {options.label}: {run.folder} was trained on {has}")
+    return options.label if run.classes else None
 
 
 def _lay_out(

@@ -9,6 +9,7 @@ KINDS = (
     "latent",
     "reconstructions",
     "samples",
+    "styles",
     "interpolate",
     "traverse",
     "curves",
@@ -28,13 +29,15 @@ class Options:
 
     ``grid`` is the manifold's number of images per side, ``percentiles`` those of the prior
     between which the manifold and the traversals run, ``latent`` what the scatter shows of
-    q(z|x), ``seed`` that of samples and of the choice of test images, ``data_dir`` where MNIST
-    is looked for, if not where the training found it.
+    q(z|x), ``label`` the class that a conditional model's manifold is of, ``seed`` that of samples
+    and of the choice of test images, ``data_dir`` where MNIST is looked for, if not where the
+    training found it.
     """
 
     grid: int = 20
     percentiles: tuple[float, float] = (0.05, 0.95)
     latent: str = "mean"
+    label: int = 0
     seed: int = 0
     data_dir: str | None = None
 
@@ -49,6 +52,8 @@ class Options:
             )
         if self.latent not in LATENTS:
             raise InputError(f"--latent is {self.latent!r}: choose from {', '.join(LATENTS)}")
+        if self.label < 0:
+            raise InputError(f"--label is {self.label}: it must be a class, 0 or more")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed is {self.seed}: it must lie in 0 .. 2**63 - 1")
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from vaebench.data.images import to_unit
+from vaebench.data.labels import check_labels
 from vaebench.data.load import ImageSet, load_dataset, load_mnist
-from vaebench.errors import InputError
+from vaebench.errors import InputError, one_line
 from vaebench.plots.options import UnsuitedError
 from vaebench.plots.plane import Plane, find_plane
 from vaebench.runs.folder import CONFIG, METRICS, RESULT, load, read_json
@@ -38,7 +39,12 @@ class Run:
         self.result = read_json(folder / RESULT) if (folder / RESULT).exists() else {}
         _check_texts(folder / CONFIG, self.config, ("workload", "data"))
         _check_texts(folder / RESULT, self.result, ("dataset",) if self.result else ())
-        self.name = folder.resolve().name
+        self.name = one_line(folder.resolve().name)  # which may not be text
+
+    @property
+    def classes(self) -> int:
+        """How many classes of labels the model takes; 0 if it takes none."""
+        return self.model.classes or 0
 
     @cached_property
     def epochs(self) -> list[dict[str, Any]]:
@@ -64,6 +70,11 @@ class Run:
                 f"data now holds {tuple(found.images.shape[1:])}: put back what it was trained on"
             )
         labels = None if found.labels is None else found.labels[:MAX_IMAGES]
+        if self.classes and labels is None:
+            raise InputError(
+                f"{self.folder} was trained on labels, and its data now holds none: put back what "
+                "it was trained on"
+            )
         return ImageSet(found.images[:MAX_IMAGES], labels)
 
     def _find_data(self) -> ImageSet:
@@ -91,10 +102,19 @@ class Run:
         return to_unit(self.test.images)
 
     @cached_property
+    def y(self) -> Tensor | None:
+        """The test images' labels (N,) as the model takes them; None if it takes none."""
+        labels = self.test.labels
+        if not self.classes or labels is None:
+            return None
+        return check_labels(labels, len(labels), classes=self.classes)
+
+    @cached_property
     def codes(self) -> tuple[Tensor, Tensor]:
         """(mu, logvar) of the test images, each (N, Z)."""
+        given = [t.split(1000) for t in (self.x, self.y) if t is not None]
         with torch.no_grad():
-            parts = [self.model.encode(part) for part in self.x.split(1000)]
+            parts = [self.model.encode(*part) for part in zip(*given, strict=True)]
         return torch.cat([mu for mu, _ in parts]), torch.cat([logvar for _, logvar in parts])
 
     @cached_property
@@ -111,10 +131,17 @@ class Run:
         return min(low, 0.0), max(high, 1.0)
 
     @torch.no_grad()
-    def decode(self, z: Tensor) -> Tensor:
-        """Mean images of z (N, Z), made showable: (N, C, H, W) in [0, 1]."""
+    def decode(self, z: Tensor, y: int | Tensor | None = None) -> Tensor:
+        """Mean images of z (N, Z), made showable: (N, C, H, W) in [0, 1].
+
+        Args:
+            z: codes.
+            y: where the model takes labels, one for all, or (N,) of them.
+        """
+        given = [z] if y is None else [z, torch.as_tensor(y).expand(len(z))]
+        parts = zip(*(t.split(1000) for t in given), strict=True)
         return self.showable(
-            torch.cat([self.model.pixels(self.model.decode(part)) for part in z.split(1000)])
+            torch.cat([self.model.pixels(self.model.decode(*part)) for part in parts])
         )
 
     def showable(self, x: Tensor) -> Tensor:
@@ -127,8 +154,10 @@ class Run:
         """What every picture says of its run: workload, data, epochs, test ELBO."""
         data = self.result.get("dataset") or self.config["data"]
         last = self.epochs[-1]
+        name = _NAMES.get(data, one_line(Path(data).name))
+        given = " given labels" if self.classes else ""
         words = (
-            f"{self.config['workload']} on {_NAMES.get(data, Path(data).name)}, latent size "
+            f"{self.config['workload']}{given} on {name}, latent size "
             f"{self.model.latent_dim}, {last['epoch']} epoch{'s' * (last['epoch'] > 1)}"
         )
         if last["test_elbo"] is not None:

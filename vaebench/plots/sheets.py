@@ -1,4 +1,4 @@
-"""Sheets of images: reconstructions, samples from the prior, interpolations, traversals."""
+"""Sheets of images: reconstructions, samples from the prior, styles, interpolations, traversals."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from vaebench.plots import style
-from vaebench.plots.options import Options
+from vaebench.plots.options import Options, UnsuitedError
 from vaebench.plots.run import Run
 
 TARGET = 1000  # pixels across; the sheet is near it, in whole pixels per image pixel
@@ -20,21 +20,29 @@ PAIRS = 4  # rows of originals above their reconstructions; interpolations
 STEPS = 10  # images of an interpolation, its ends' reconstructions included
 COLUMNS = 11  # of a traversal
 MAX_ROWS = 30  # of a traversal; a larger model's most used latents are shown
+STYLES = 10  # rows of a sheet of styles
+MAX_CLASSES = 20  # columns of it; of more classes the first are shown
+HEADS = 26  # pixels for words above columns
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of images that belong together: (rows x columns, C, H, W) in [0, 1], a label a row."""
+    """Rows of images that belong together: (rows x columns, C, H, W) in [0, 1], a label a row.
+
+    ``heads`` are words above the columns, if there are any.
+    """
 
     pictures: Tensor
     labels: tuple[str, ...]
+    heads: tuple[str, ...] = ()
 
 
 def draw_reconstructions(run: Run, options: Options) -> Figure:
     """Draw test images, a class a column, each above its reconstruction from the mean code."""
     blocks = []
     for chosen in pick_by_class(run.test.labels, len(run.x), PAIRS, options.seed):
-        pictures = torch.cat([run.showable(run.x[chosen]), run.decode(run.codes[0][chosen])])
+        decoded = run.decode(run.codes[0][chosen], None if run.y is None else run.y[chosen])
+        pictures = torch.cat([run.showable(run.x[chosen]), decoded])
         blocks.append(Block(pictures, ("original", "decoded")))
     caption = f"{run.caption()} Below each test image: the decoder's mean at its encoded mean."
     return _lay_out(blocks, "Reconstructions", caption)
@@ -44,28 +52,79 @@ def draw_samples(run: Run, options: Options) -> Figure:
     """Draw what the decoder makes of 10 x 10 draws from the prior."""
     generator = torch.Generator().manual_seed(options.seed)
     z = torch.randn(100, run.model.latent_dim, generator=generator)
-    caption = f"{run.caption()} Decoder's means at 100 draws from the prior; seed {options.seed}."
-    return _lay_out([Block(run.decode(z), ("",) * 10)], "Samples from the prior", caption)
+    classes = min(run.classes, 10)
+    z = z[: 10 * classes] if classes else z
+    y = torch.arange(classes).repeat(10) if classes else None
+    caption = (
+        f"{run.caption()} Decoder's means at {len(z)} draws from the prior, "
+        f"{'a class a column; ' * bool(classes)}seed {options.seed}."
+    )
+    block = Block(run.decode(z, y), ("",) * 10, tuple(map(str, range(classes))))
+    return _lay_out([block], "Samples from the prior", caption)
+
+
+def draw_styles(run: Run, options: Options) -> Figure:
+    """Draw test images, and beside each what its style looks like in every class.
+
+    Source: Kingma et al., Semi-Supervised Learning with Deep Generative Models (arXiv 1406.5298),
+    figure 1.
+
+    Raises:
+        UnsuitedError: the model takes no labels.
+    """
+    if not run.classes:
+        raise UnsuitedError(
+            "this run's model takes no labels, so that style and class are not told apart: train "
+            "with --conditional"
+        )
+    chosen = torch.cat(pick_by_class(run.test.labels, len(run.x), STYLES, options.seed))[:STYLES]
+    classes = min(run.classes, MAX_CLASSES)
+    z = run.codes[0][chosen].repeat_interleave(classes, 0)
+    decoded = run.decode(z, torch.arange(classes).repeat(len(chosen)))
+    originals = run.showable(run.x[chosen])
+    rows = zip(originals.split(1), decoded.split(classes), strict=True)
+    pictures = torch.cat([torch.cat(row) for row in rows])
+    shown = "" if classes == run.classes else f" The first {classes} of {run.classes} are shown."
+    caption = (
+        f"{run.caption()} First column: a test image. Beside it: the decoder's means at its "
+        f"encoded mean, under each of the classes in turn.{shown}"
+    )
+    heads = ("image", *map(str, range(classes)))
+    return _lay_out([Block(pictures, ("",) * len(chosen), heads)], "Styles", caption)
 
 
 def draw_interpolations(run: Run, options: Options) -> Figure:
     """Draw the way between two encoded test images, straight and along a sphere."""
-    chosen = torch.cat(pick_by_class(run.test.labels, len(run.x), 1, options.seed))
-    generator = torch.Generator().manual_seed(options.seed)
-    chosen = chosen[torch.randperm(len(chosen), generator=generator)]
     t = torch.linspace(0, 1, STEPS).unsqueeze(1)  # (STEPS, 1)
     blocks = []
-    for a, b in chosen[: min(PAIRS, len(chosen) // 2) * 2].reshape(-1, 2):
+    for a, b in _pairs(run, options.seed):
         start, end = run.codes[0][a], run.codes[0][b]
         ends = run.showable(run.x[torch.stack([a, b])])  # the originals, beside both rows
-        rows = [run.decode(way(start, end, t)) for way in (straight, spherical)]
+        label = None if run.y is None else run.y[a]
+        rows = [run.decode(way(start, end, t), label) for way in (straight, spherical)]
         pictures = torch.cat([torch.cat([ends[:1], row, ends[1:]]) for row in rows])
         blocks.append(Block(pictures, ("straight", "spherical")))
     caption = (
-        f"{run.caption()} First and last column: two test images. Between them: the decoder's "
+        f"{run.caption()} First and last column: two test images"
+        f"{' of one class' * bool(run.classes)}. Between them: the decoder's "
         f"mean at {STEPS} points from one's encoded mean to the other's."
     )
     return _lay_out(blocks, "Interpolation between test images", caption)
+
+
+def _pairs(run: Run, seed: int) -> Tensor:
+    """Pick pairs (P, 2) of test images: of two classes, or of one where the model is told it."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.cat(pick_by_class(run.test.labels, len(run.x), 1, seed))
+    chosen = chosen[torch.randperm(len(chosen), generator=generator)]
+    if run.y is not None:
+        order = torch.randperm(len(run.x), generator=generator)
+        pairs = []
+        for one in chosen[:PAIRS]:
+            alike = order[run.y[order] == run.y[one]]
+            pairs.append(torch.stack([one, alike[0] if alike[0] != one else alike[-1]]))
+        return torch.stack(pairs)
+    return chosen[: min(PAIRS, len(chosen) // 2) * 2].reshape(-1, 2)
 
 
 def draw_traversals(run: Run, options: Options) -> Figure:
@@ -86,7 +145,7 @@ def draw_traversals(run: Run, options: Options) -> Figure:
         f"{float(values[0]):.2f} to {float(values[-1]):.2f} (the prior's quantiles {low:g} to "
         f"{high:g}); beside it the latent's mean KL over the test set.{shown}"
     )
-    pictures = run.decode(z.flatten(0, 1))
+    pictures = run.decode(z.flatten(0, 1), None if run.y is None else run.y[chosen])
     return _lay_out([Block(pictures, labels)], "Traversals", caption.replace(" -", " −"))
 
 
@@ -142,8 +201,11 @@ def _lay_out(blocks: list[Block], title: str, caption: str) -> Figure:
     across = columns * (width * scale + GAP) - GAP
     down = sum(rows) * step - GAP * len(blocks) + BLOCK_GAP * (len(blocks) - 1)
     full_width = left + across + style.MARGIN
-    fig = style.figure(full_width, style.HEADING + down + style.caption_height(caption, full_width))
-    top = style.HEADING
+    top = style.HEADING + HEADS * bool(blocks[0].heads)
+    fig = style.figure(full_width, top + down + style.caption_height(caption, full_width))
+    for column, head in enumerate(blocks[0].heads):
+        middle = left + column * (width * scale + GAP) + width * scale / 2
+        style.text(fig, middle, top - 6, head, ha="center", va="bottom", fontsize=8.5)
     for block, count in zip(blocks, rows, strict=True):
         enlarged = block.pictures.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
         ax = style.axes(fig, left, top, across, count * step - GAP)

@@ -1,6 +1,7 @@
 """The look that all pictures share: colours, type, margins, and how a figure becomes a file.
 
-Figures are laid out in pixels, so that an image's pixels can be whole numbers of the figure's.
+Figures of images are laid out in pixels, so that an image's pixels can be whole numbers of the
+figure's; charts by matplotlib, between a title and a caption.
 Nothing here touches pyplot: no window, no global figure, no display needed.
 """
 
@@ -84,6 +85,21 @@ def figure(width: int, height: int) -> Figure:
     made = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(made)
     return made
+
+
+def chart(width: int, height: int, title: str, caption: str, *, above: int = 0) -> Figure:
+    """Make a figure with its words, and ``height`` pixels between them for axes yet to be added.
+
+    Matplotlib lays those out, with all that is written around them, when the figure is rendered.
+    ``above`` pixels more are left free between the title and them, for a legend.
+    """
+    below = caption_height(caption, width)
+    whole = HEADING + above + height + below
+    fig = figure(width, whole)
+    annotate(fig, title, caption)
+    area = (MARGIN / width, below / whole, 1 - 2 * MARGIN / width, height / whole)
+    fig.set_layout_engine("constrained", rect=area)
+    return fig
 
 
 def axes(fig: Figure, left: float, top: float, width: float, height: float) -> Axes:

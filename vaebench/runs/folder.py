@@ -13,18 +13,21 @@ replaced atomically: a reader, or a crash, finds the old one or the new one.
 """
 
 import contextlib
+import errno
+import itertools
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from vaebench.errors import InputError
 from vaebench.models.networks import Network, make_network
-from vaebench.runs.lock import LOCK, FolderLock
 from vaebench.runs.settings import CONFIG as CONFIG
 from vaebench.runs.settings import RESULT as RESULT
 from vaebench.runs.settings import read_json as read_json
@@ -37,6 +40,9 @@ from vaebench.runs.storage import (
 )
 
 METRICS, MODEL = "metrics.jsonl", "model.safetensors"
+LOCK = ".vaebench.lock"
+# What a file system without locks answers.
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 class RunFolder:
@@ -48,20 +54,27 @@ class RunFolder:
     Args:
         path: the folder.
         resume: go on with one that was written before.
+        next_free: if there is one of that name, make another: ``path-2``, or ``path-3``, and so on.
 
     Raises:
         InputError: the folder holds something, cannot be written, or is being written by another.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, resume: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, resume: bool = False, next_free: bool = False
+    ) -> None:
         self.path, self.resume = Path(path), resume
         self.made: list[Path] = []
         try:
             self.made = [p for p in (self.path, *self.path.parents) if not p.exists()]
-            if not resume:
+            if next_free:
+                self.path = _make_next_free(self.path)
+                self.made = [self.path, *(p for p in self.made if p in self.path.parents)]
+            elif not resume:
                 self.path.mkdir(parents=True, exist_ok=True)
+            if not resume:
                 self._check_free()
-            self.lock = FolderLock(self.path)
+            self.lock = _lock(self.path)
             for left in temporaries(self.path):
                 left.unlink()
         except (OSError, ValueError) as error:  # ValueError: a name that no file can have
@@ -77,7 +90,7 @@ class RunFolder:
             try:
                 self._check_free()  # nobody may have come before the lock was ours
             except InputError:
-                self.lock.release()
+                self._unlock()
                 raise
 
     def _check_free(self) -> None:
@@ -97,7 +110,7 @@ class RunFolder:
             for name in (CONFIG, METRICS):
                 with contextlib.suppress(OSError):
                     (self.path / name).unlink()
-        self.lock.release()
+        self._unlock()
         if in_vain:
             self._take_back()
 
@@ -106,6 +119,12 @@ class RunFolder:
         names = [p.name for p in self.path.glob("checkpoint-*.safetensors")]
         model = [MODEL] if (self.path / MODEL).exists() else []
         return max(names, default=None) or next(iter(model), None)
+
+    def _unlock(self) -> None:
+        """Let others write. The file goes first: it must not go once it is someone else's."""
+        with contextlib.suppress(OSError):
+            (self.path / LOCK).unlink()
+        self.lock.release()
 
     def _take_back(self) -> None:
         for folder in self.made:
@@ -144,6 +163,55 @@ class RunFolder:
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         write_json(self.path / name, value)
+
+
+def _make_next_free(path: Path) -> Path:
+    for number in itertools.count(2):
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            if not os.path.lexists(path):  # it is a parent that is there, and no folder
+                raise
+        stem = path.name if number == 2 else path.name.rpartition("-")[0]
+        path = path.with_name(f"{stem}-{number}")
+    raise AssertionError("counted to the end")
+
+
+def _lock(folder: Path) -> FileLock:
+    """Take the right to write to a folder; the system takes it back when this process dies.
+
+    A file carries it, and is removed at the end. One that a killed process left carries nothing.
+
+    Raises:
+        InputError: another process has it.
+        OSError: the file cannot be made.
+    """
+    lock = FileLock(folder / LOCK, mode=0o644)
+    try:
+        lock.acquire(timeout=0.2)  # not 0: its last owner may just be removing the file
+    except Timeout:
+        raise InputError(
+            f"another training is writing to {folder}: wait for its end, or choose another folder"
+        ) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        warnings.warn(
+            "files cannot be locked here: see to it yourself that no second training writes to "
+            "this folder",
+            stacklevel=2,
+        )
+    return lock
+
+
+def tidy(run: str | os.PathLike[str]) -> None:
+    """Remove what a process killed at its very end left in the folder of a finished run.
+
+    A folder that another process writes, or that cannot be written, is let be.
+    """
+    with contextlib.suppress(InputError), RunFolder(run, resume=True):
+        pass
 
 
 class NoFolder(RunFolder):

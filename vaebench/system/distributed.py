@@ -34,7 +34,7 @@ def started() -> bool:
     return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that writes, prints and evaluates."""
     return os.environ.get("RANK", "0") == "0" if started() else True
 
@@ -107,7 +107,7 @@ def joined() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def in_turn() -> Iterator[None]:
+def main_process_first() -> Iterator[None]:
     """Let the first process of each machine go first: what it downloads, the others find."""
     if not started():
         yield
@@ -133,7 +133,7 @@ class Group:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.silent = False
         backend = "nccl" if device.type == "cuda" else "gloo"
         new_group = cast(Callable[..., dist.ProcessGroup], dist.new_group)
@@ -150,9 +150,9 @@ class Group:
 
     def share(self, n: int) -> slice:
         """Say which of ``n`` things in a row are this process's: as many as others', give one."""
-        return slice(self.rank * n // self.size, (self.rank + 1) * n // self.size)
+        return slice(self.rank * n // self.world_size, (self.rank + 1) * n // self.world_size)
 
-    def add_up(self, tensor: Tensor) -> None:
+    def all_reduce(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over all processes; the same bits in each of them."""
         if not self.silent:
             _communicate(lambda: dist.all_reduce(tensor, group=self._quick))
@@ -171,40 +171,41 @@ class Group:
         _communicate(lambda: dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._patient))
         return bool(flags)
 
-    def first_says(self, value: float) -> float:
+    def broadcast(self, value: float) -> float:
         """Give the first process's value. Waits for it, patiently."""
-        said = torch.tensor(value, dtype=torch.float64)
-        _communicate(lambda: dist.broadcast(said, 0, group=self._patient))
-        return said.item()
+        sent = torch.tensor(value, dtype=torch.float64)
+        _communicate(lambda: dist.broadcast(sent, 0, group=self._patient))
+        return sent.item()
 
     def check_alike(self, what: str, *values: object) -> None:
         """Raise InputError, in every process, unless all of them have the same values."""
         digest = hashlib.sha256(repr(values).encode()).digest()
         mine = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
         highest, lowest = mine.clone(), mine.clone()
-        most, least = dist.ReduceOp.MAX, dist.ReduceOp.MIN
-        _communicate(lambda: dist.all_reduce(highest, most, group=self._patient))
-        _communicate(lambda: dist.all_reduce(lowest, least, group=self._patient))
+        _communicate(lambda: dist.all_reduce(highest, dist.ReduceOp.MAX, group=self._patient))
+        _communicate(lambda: dist.all_reduce(lowest, dist.ReduceOp.MIN, group=self._patient))
         if not torch.equal(highest, lowest):
             raise InputError(
-                f"the {self.size} processes differ in {what}: start all with the same arguments, "
-                "data and software"
+                f"the {self.world_size} processes differ in {what}: start all with the same "
+                "arguments, data and software"
             )
 
 
-def add_up(tensor: Tensor) -> None:
+def all_reduce(tensor: Tensor) -> None:
     """Replace a tensor by its sum over the processes that train; also in a compiled graph."""
     if torch.compiler.is_compiling():
-        torch.ops.vaebench.add_up_(tensor)
+        torch.ops.vaebench.all_reduce_(tensor)
     else:
-        _active[-1].add_up(tensor)
+        _active[-1].all_reduce(tensor)
 
 
 # A compiled graph calls it as an opaque operator, as it calls Adam's kernel.
 _LIBRARY = torch.library.Library("vaebench", "FRAGMENT")
-_LIBRARY.define("add_up_(Tensor(a!) tensor) -> ()")
-_LIBRARY.impl("add_up_", lambda tensor: _active[-1].add_up(tensor), "CompositeExplicitAutograd")
-torch.library.register_fake("vaebench::add_up_", lambda _: None, lib=_LIBRARY)
+_LIBRARY.define("all_reduce_(Tensor(a!) tensor) -> ()")
+_LIBRARY.impl(
+    "all_reduce_", lambda tensor: _active[-1].all_reduce(tensor), "CompositeExplicitAutograd"
+)
+torch.library.register_fake("vaebench::all_reduce_", lambda _: None, lib=_LIBRARY)
 
 
 def _communicate(call: Callable[[], object]) -> None:

@@ -65,7 +65,7 @@ def load_kernels(*names: str) -> ctypes.CDLL:
     stem = f"{Path(names[-1]).stem}-{_digest(key.encode())}"
     try:
         folder = _folder()
-        for library in _kept(folder, stem):
+        for library in _cached(folder, stem):
             with contextlib.suppress(OSError):  # another machine's, perhaps
                 return _load(library)
         return _build(command, text, stem, folder)
@@ -84,7 +84,7 @@ def _folder() -> Path:
     return folder
 
 
-def _kept(folder: Path, stem: str) -> Iterator[Path]:
+def _cached(folder: Path, stem: str) -> Iterator[Path]:
     """Find the whole libraries of this stem; remove damaged ones.
 
     Loading a file that was cut short may end the process, so it is not tried.
@@ -160,7 +160,8 @@ def _compile(command: list[str], text: str, folder: Path) -> Path:
     except OSError:
         raise broken_compiler() from None
     if done.returncode or not built.exists():
-        errors = [said for said in done.stderr.splitlines() if "error" in said]
+        said = done.stderr.splitlines()
+        errors = [line for line in said if "error" in line or "failed" in line]  # the linker's word
         if not errors:
             raise broken_compiler()
         raise CompileError(f"the C++ compiler {command[0]} failed: {errors[0].strip()}")

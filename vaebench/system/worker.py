@@ -8,7 +8,7 @@ import ctypes
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, TypeVar
@@ -18,6 +18,10 @@ import torch
 from vaebench.system.fork import forked
 
 T = TypeVar("T")
+
+# Python runs a signal's handler in the main thread, between two instructions. A signal that comes
+# as that thread is just about to wait does not wake it: it waits for this long at a time.
+LONGEST_WAIT = 0.1  # seconds
 
 
 def release_workers() -> bool:
@@ -105,6 +109,8 @@ class Worker:
         """Run ``work`` in the thread and give its result, or raise what it raised."""
         future: Future[T] = Future()
         self._calls.put((work, future))
+        while not wait((future,), LONGEST_WAIT).done:
+            pass
         return future.result()
 
     def _interrupt(self, number: int, frame: Any) -> None:

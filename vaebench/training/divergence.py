@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vaebench.engine import Engine
 
 
-class Refuge:
+class Snapshot:
     """A copy of model and optimiser as an epoch begins: half a millisecond for the default model.
 
     Args:

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vaebench.config import TrainConfig, asks_for
+from vaebench.config import OPTIONS, TrainConfig, asks_for
+from vaebench.data.arrays import checked
 from vaebench.data.binarize import NOTES, Sampler, binarize
-from vaebench.data.images import to_unit
+from vaebench.data.images import Images, to_unit
+from vaebench.data.labels import check_labels
 from vaebench.data.streaming import fits
 from vaebench.errors import InputError
-from vaebench.evaluation import check_images
 from vaebench.fast.threads import thread_settings
-from vaebench.models.adapt import as_module
+from vaebench.models.adapt import as_module, classes_of
 from vaebench.models.protocol import likelihood_of
 from vaebench.models.snapshot import untouched
 from vaebench.objective import Objective, elbo_terms
@@ -33,7 +34,7 @@ from vaebench.training.loop import Loop, Plan
 from vaebench.training.memory import explaining_memory
 from vaebench.training.state import TrainState
 
-Test = Tensor | tuple[Tensor, Tensor] | None
+Test = Tensor | tuple[Tensor, Tensor | None] | None
 
 
 def fit(
@@ -57,39 +58,30 @@ def fit(
 ) -> History:
     """Train ``model`` in place by maximising the ELBO, or the importance-weighted bound.
 
+    Between epochs the model may be changed: that acts from the next on. Processes that initialised
+    torch.distributed train together, each by this same call; the first one's weights count.
+
     Args:
         model: a module with ``encode(x) -> (mu, logvar)`` and ``decode(z) -> output``; see
             :func:`vaebench.adapt` for others.
-        images: (N, ...) uint8, scaled to [0, 1], or floating; tensor or NumPy array; each epoch
-            uses each once. They are never written to.
+        images: (N, ...) uint8, scaled to [0, 1], or floating; tensor or NumPy array; never written.
         labels: (N, ...) handed to the model: ``encode(x, y)``, ``decode(z, y)``.
         test_images: evaluated after each epoch; a pair (images, labels) where there are labels.
         epochs: passes over the images (10).
         batch_size: images per step (128), at most N. A short last batch is trained on.
         lr: learning rate (0.001).
-        seed: of the order, the noise and the model's own draws (0). One seed, device and set of
-            options gives one result, bit for bit. The initial weights are the model's.
+        seed: of order, noise and the model's own draws (0). One seed, device and set of options
+            gives one result, bit for bit. The initial weights are the model's.
         compile: compile the whole step (False). Where that is impossible, warn and train eagerly.
         amp: ``"auto"`` or True (bf16 autocast where it is measured to pay), or ``"bf16"``.
         progress: show a bar on stderr.
         on_epoch: called after each epoch with its record, in the calling thread.
-        on_state: called after each epoch, before ``on_epoch``, with all that is needed to go on
-            from there; see :class:`vaebench.Checkpoints`.
-        resume: go on from this state, of a training with the same arguments; ``epochs`` counts
-            those already done. On the same machine the result is that of a training never
-            interrupted, bit for bit. What ``amp="auto"`` decided then holds.
+        on_state: called before that with what it takes to go on; see :class:`vaebench.Checkpoints`.
+        resume: go on from this state with the same arguments, to the bits of a training never
+            interrupted; ``epochs`` counts those already done.
         config: settings, in place of the defaults above; arguments go before it.
-        options: any option of :class:`vaebench.TrainConfig` by its name, as on the command line:
-            ``likelihood`` (default: the model's own ``likelihood``, else Bernoulli), ``sigma``,
-            ``beta``, ``objective``, ``samples``, ``binarize``, ``optimizer``, ``adam_eps``,
-            ``schedule``, ``device``, ``engine`` (``"reference"`` is plain eager PyTorch), and a
-            switch for each technique, such as ``sparse=False``.
-
-    Between epochs the model may be changed, by a callback or by its own code: that acts from the
-    next epoch on. Where torch.distributed is initialised, its processes train together: each calls
-    this with the same arguments and images, trains its part of every batch, and is given the same
-    result, but for rounding that of one process. The first one's initial weights count; it alone
-    evaluates.
+        options: any of :class:`vaebench.TrainConfig` by its name on the command line, such as
+            ``beta=2``, ``device="cpu"`` or, to switch a technique off, ``sparse=False``.
 
     Returns:
         History: a record per epoch, the time split, what was asked for and what really ran.
@@ -100,21 +92,30 @@ def fit(
         ResourceError: memory ran out; says which batch size fits.
         TrainingInterrupted: Ctrl-C. The epoch under way was finished first.
     """
-    everyday: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
-    everyday |= {"compile": compile, "amp": amp if amp is not True else "auto"}
-    given = {**{k: v for k, v in everyday.items() if v is not None}, **options}
-    if amp is False:
-        given["amp"] = None
-    calls = (("on_epoch", on_epoch, "EpochRecord"), ("on_state", on_state, "TrainState"))
-    for name, call, given_to in calls:
-        if call is not None and not callable(call):
-            raise InputError(f"{name} is {call!r}: it must be a function of one {given_to}")
-    config = configured(config, given)
-    alone = after_fork()
+    _check_callbacks(on_epoch=on_epoch, on_state=on_state)
+    everyday = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
+    config = configured(config, {**_given(everyday, compile, amp), **options})
     training = Training(config, model, images, labels, test_images)
-    history = training.run(progress, on_epoch, on_state, resume)
-    history.notes += [alone] if alone else []
-    return history
+    return training.run(progress, on_epoch, on_state, resume)
+
+
+def _check_callbacks(**callbacks: object) -> None:
+    given_to = {"on_epoch": "EpochRecord", "on_state": "TrainState"}
+    for name, call in callbacks.items():
+        if call is not None and not callable(call):
+            raise InputError(f"{name} is {call!r}: it must be a function of one {given_to[name]}")
+
+
+def _given(
+    everyday: dict[str, Any], compile: bool | None, amp: str | bool | None
+) -> dict[str, Any]:
+    """Give the everyday keywords that are not None, as a config has them."""
+    everyday = {**everyday, "compile": compile, "amp": amp if amp is not True else "auto"}
+    given = {name: value for name, value in everyday.items() if value is not None}
+    if amp is False:
+        given.pop("amp")
+        given |= {"amp": None} if "amp" in OPTIONS else {}
+    return given
 
 
 def configured(config: TrainConfig | None, given: dict[str, Any]) -> TrainConfig:
@@ -132,8 +133,8 @@ def configured(config: TrainConfig | None, given: dict[str, Any]) -> TrainConfig
     except TypeError as error:
         raise InputError(f"{error}: vaebench.TrainConfig lists them") from error
     except InputError as error:
-        words = re.sub(r"--([a-z][a-z-]*)", lambda m: m[1].replace("-", "_"), str(error))
-        raise InputError(words) from error
+        message = re.sub(r"--([a-z][a-z-]*)", lambda m: m[1].replace("-", "_"), str(error))
+        raise InputError(message) from error
 
 
 class Training:
@@ -147,23 +148,33 @@ class Training:
         labels: Tensor | None,
         test_images: Test,
     ) -> None:
+        self.forked = after_fork()
         self.config, self.model = config, as_module(model)
         model = self.model
         self.device = resolve_device(config.run.device)
         device_of(model)
-        aim = config.objective
-        kind = likelihood_of(model) if aim.likelihood is None else aim.likelihood
-        self.objective = Objective(kind, aim.sigma, aim.beta, aim.bound, aim.samples)
+        asked = config.objective
+        kind = likelihood_of(model) if asked.likelihood is None else asked.likelihood
+        self.objective = Objective(kind, asked.sigma, asked.beta, asked.bound, asked.samples)
         test, test_labels = test_images if isinstance(test_images, tuple) else (test_images, None)
-        self.images = check_images(images, self.objective, "images")
-        self.labels = _check_labels(labels, len(self.images), "labels")
-        self.test = None if test is None else check_images(test, self.objective, "test_images")
-        if self.test is not None:
-            self.test_labels = _check_labels(test_labels, len(self.test), "the test images' labels")
+        unit = {"unit_interval": kind == "bernoulli"}
+        self.images = checked(images, "images", **unit).pixels
+        self.labels = self._check_labels(labels, self.images, "labels")
+        self.test = None if test is None else checked(test, "test_images", **unit)
+        self.test_labels = self._check_labels(test_labels, self.test, "the test images' labels")
         self._check_sizes()
         _check_processes(count(), model, config.optimizer.batch_size, config.run.engine)
+        together = count() > 1 or config.run.engine == "reference"
+        self.resident = together or fits(self.images, self.device)
         self.sampler = self._binarize(config.data.binarize)
         self.stop = threading.Event()
+
+    def _check_labels(
+        self, labels: object, images: Tensor | Images | None, name: str
+    ) -> Tensor | None:
+        if labels is None or images is None:
+            return None
+        return check_labels(labels, len(images), classes=classes_of(self.model), name=name)
 
     def _check_sizes(self) -> None:
         n, batch_size, test = len(self.images), self.config.optimizer.batch_size, self.test
@@ -171,9 +182,9 @@ class Training:
             raise InputError(
                 f"batch_size is {batch_size}, more than the {n} images: make it smaller"
             )
-        if test is not None and test.shape[1:] != self.images.shape[1:]:
+        if test is not None and test.pixels.shape[1:] != self.images.shape[1:]:
             raise InputError(
-                f"test_images are of shape {tuple(test.shape[1:])} each, images of "
+                f"test_images are of shape {tuple(test.pixels.shape[1:])} each, images of "
                 f"{tuple(self.images.shape[1:])}: make them alike"
             )
         if test is not None and (self.labels is None) != (self.test_labels is None):
@@ -181,18 +192,20 @@ class Training:
                 "labels are given for the images or for the test images, not for both: give "
                 "labels=..., test_images=(images, labels)"
             )
+        if self.config.network.conditional and self.labels is None:
+            raise InputError("conditional is set, and there are no labels: give labels=...")
 
     def _binarize(self, how: str) -> Sampler | None:
         if how == "none":
             return None
         # New pixels are drawn where the images are kept: what does not fit on the device, on the
         # host.
-        resident = count() > 1 or fits(self.images, self.device)
-        storage_device = self.device if resident else self.images.device
+        storage_device = self.device if self.resident else self.images.device
         dynamic = how == "dynamic"
         sampler = Sampler(self.images, self.config.run.seed, storage_device) if dynamic else None
         self.images = binarize(self.images, how, TRAINING_PIXELS)
-        self.test = None if self.test is None else binarize(self.test, how, TEST_PIXELS)
+        if self.test is not None:
+            self.test = Images(binarize(self.test.pixels, how, TEST_PIXELS), unit_interval=True)
         return sampler
 
     def run(
@@ -227,13 +240,18 @@ class Training:
             config.run.seed,
             self.sampler,
             self.test,
-            self.test_labels if self.test is not None else None,
+            self.test_labels,
             progress,
             on_epoch,
             on_state,
         )
         memory = explaining_memory(
-            self.model, self.images, self.objective, config.optimizer.batch_size, device
+            self.model,
+            self.images,
+            self.labels,
+            self.objective,
+            config.optimizer.batch_size,
+            device,
         )
         around = closing(group) if group else nullcontext()
         with memory, around, Worker(prepare, self.stop.set) as worker:
@@ -241,6 +259,7 @@ class Training:
                 follower = worker.run(lambda: self._build(config, history, group))
             loop = Loop(plan, follower, history, group, worker)
             loop.run(self.stop.is_set, resume)
+        history.notes += [self.forked] if self.forked else []
         if len(history.epochs) < plan.epochs:
             raise TrainingInterrupted(history)
         return history
@@ -250,7 +269,7 @@ class Training:
         model, device = self.model, self.device
         if group:
             model.to(device)
-            _set_out_alike(group, model, self.images, config)
+            _set_out_alike(group, model, self.images, self.labels, config)
         problem = Problem.of(
             model,
             self.images,
@@ -258,14 +277,14 @@ class Training:
             config.optimizer,
             device,
             labels=self.labels,
-            resident=True if group or config.run.engine == "reference" else None,
+            resident=self.resident,
         )
         follower = Follower(problem, config, group)
         if group:
             group.check_alike("what could be compiled", follower.actual)
-            follower.actual["processes"] = group.size
+            follower.actual["processes"] = group.world_size
             follower.notes.append(
-                f"{group.size} processes took parts of each batch of {problem.batch_size}"
+                f"{group.world_size} processes took parts of each batch of {problem.batch_size}"
             )
         synchronize(device)
         history.flops_per_image = training_flops(problem)
@@ -282,7 +301,7 @@ def training_flops(problem: Problem) -> float:
     where torch cannot count them.
     """
     objective, samples = problem.objective, problem.objective.samples
-    size = min(len(problem.images), 128)
+    size = min(problem.batch_size, 128)  # a step has room for that many
     x = to_unit(problem.images[:size].to(problem.device)).clone()
     y = () if problem.labels is None else (problem.labels[:size],)
     shape = Objective(samples=samples).noise_shape(size, problem.latent_dim)
@@ -299,20 +318,6 @@ def training_flops(problem: Problem) -> float:
         raise
     except Exception:  # torch's counter stumbles over what plain training does not
         return math.nan
-
-
-def _check_labels(labels: Any, n: int, name: str) -> Tensor | None:
-    if labels is None:
-        return None
-    try:
-        tensor = torch.as_tensor(labels).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} cannot be made a tensor: {error}") from error
-    if tensor.dim() == 0 or len(tensor) != n:
-        raise InputError(
-            f"{name} are of shape {tuple(tensor.shape)}, for {n} images: give one for each"
-        )
-    return tensor
 
 
 def _check_processes(processes: int, model: nn.Module, batch_size: int, engine: str) -> None:
@@ -335,10 +340,13 @@ def _check_processes(processes: int, model: nn.Module, batch_size: int, engine: 
         )
 
 
-def _set_out_alike(group: Group, model: nn.Module, images: Tensor, config: TrainConfig) -> None:
+def _set_out_alike(
+    group: Group, model: nn.Module, images: Tensor, labels: Tensor | None, config: TrainConfig
+) -> None:
     """Give all processes the first one's weights; InputError if they differ in anything else."""
     settings = {k: v for k, v in config.options().items() if k not in ("device", "out", "quiet")}
     group.check_alike("their settings", settings, images.shape, images.dtype)
     group.check_alike("their images", images.double().sum().item())
+    group.check_alike("their labels", None if labels is None else labels.double().sum().item())
     group.check_alike("their model", str(model))
     group.copy_from_first([*model.parameters(), *model.buffers()])

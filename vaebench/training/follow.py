@@ -41,7 +41,7 @@ class Follower:
         self.engine: Engine
         if config.run.engine == "reference":
             self.engine = _reference(problem)
-            self.actual = {"compile": False, "amp": "float32"}
+            self.actual = {t.name: t.idle for t in TECHNIQUES if t.kind != "thread"}
         else:
             built = make_engine(problem, config.fast, group)
             self.engine, self.actual = built.engine, built.actual
@@ -86,8 +86,7 @@ class Follower:
 
 def _plain(fast: FastConfig) -> FastConfig:
     """Nothing but the plain step, in the precision that was asked for."""
-    kept = ("amp", "tf32")
-    return without(fast, *(t.name for t in TECHNIQUES if t.kind != "thread" and t.name not in kept))
+    return without(fast, *(t.name for t in TECHNIQUES if t.kind != "thread" and not t.rounds))
 
 
 def _reference(problem: Problem) -> ReferenceEngine:

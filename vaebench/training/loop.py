@@ -13,13 +13,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vaebench.data.binarize import Sampler
+from vaebench.data.images import Images
 from vaebench.errors import TrainingError
 from vaebench.evaluation import evaluate
 from vaebench.problem import Problem
 from vaebench.system.distributed import Group
 from vaebench.system.random import MODEL, TRAINING, random_stream
 from vaebench.system.worker import Worker
-from vaebench.training.divergence import Refuge, is_finite
+from vaebench.training.divergence import Snapshot, is_finite
 from vaebench.training.follow import Follower
 from vaebench.training.history import EpochRecord, History
 from vaebench.training.schedules import lr_factor
@@ -42,7 +43,7 @@ class Plan:
     schedule: str
     seed: int
     sampler: Sampler | None
-    test_images: Tensor | None
+    test_images: Images | None
     test_labels: Tensor | None
     progress: bool
     on_epoch: Callable[[EpochRecord], None] | None
@@ -119,7 +120,7 @@ class Loop:
         epoch, numbers, engine = len(self.history.epochs) + 1, self.numbers, self.follower.engine
         engine.set_lr(self.plan.lr * lr_factor(self.plan.schedule, epoch))
         start = time.perf_counter()
-        refuge = Refuge(self.model, engine)
+        snapshot = Snapshot(self.model, engine)
         if self.plan.sampler:
             self.plan.sampler.draw(epoch, engine.images)
         sums = []
@@ -133,12 +134,12 @@ class Loop:
         seconds = time.perf_counter() - start
         self.history.seconds["train"] += seconds
         if not (math.isfinite(recon - kl) and is_finite(self.model)):
-            step = refuge.first_bad_step(numbers.same_epoch())
+            step = snapshot.first_bad_step(numbers.same_epoch())
             raise TrainingError(_what_diverged(recon, kl, epoch, step, numbers.steps))
         bar.set_postfix(elbo=f"{recon - kl:.2f}", refresh=False)
         return EpochRecord(epoch, recon - kl, None, recon, kl, seconds, numbers.images / seconds)
 
-    def _test(self, test_images: Tensor) -> float:
+    def _test(self, test_images: Images) -> float:
         """Estimate the test ELBO; of several processes the first one does, for all."""
         elbo = math.nan
         if self.group is None or self.group.rank == 0:
@@ -151,7 +152,7 @@ class Loop:
                 sigma=objective.sigma,
                 seed=self.plan.seed,
             ).elbo
-        return self.group.first_says(elbo) if self.group else elbo
+        return self.group.broadcast(elbo) if self.group else elbo
 
 
 class Numbers:
@@ -164,8 +165,8 @@ class Numbers:
         device = problem.device
         self.generator = random_stream(seed, TRAINING, device)
         self.models = [
-            random_stream(seed, MODEL, place, rank)
-            for place in dict.fromkeys((torch.device("cpu"), device))
+            random_stream(seed, MODEL, each, rank)
+            for each in dict.fromkeys((torch.device("cpu"), device))
         ]
         # All there are: what a resume puts back.
         self.generators = {"training": self.generator}
@@ -192,26 +193,26 @@ class Numbers:
                 default.set_state(state)
 
     def epoch(self, at_once: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """Draw an epoch; give it in pieces of whole batches, so that a progress bar can move.
+        """Draw an epoch; give it in chunks of whole batches, so that a progress bar can move.
 
-        Of several samples per image the noise is drawn piece by piece: k = 50 of an epoch's 60,000
+        Of several samples per image the noise is drawn chunk by chunk: k = 50 of an epoch's 60,000
         images would be 600 MB.
 
         Args:
-            at_once: pieces are of a multiple of so many batches, the last one aside; but not of
+            at_once: chunks are of a multiple of so many batches, the last one aside; but not of
                 several samples per image, since what is drawn must not depend on the engine.
         """
         self.before = self.generator.get_state()
         device = self.generator.device
         order = torch.randperm(self.images, generator=self.generator, device=device)
         steps = math.ceil(self.steps / MOVES_PER_EPOCH)
-        piece = steps * self.batch_size
+        chunk = steps * self.batch_size
         if self.samples == 1:
             noise = self._draw(self.images)
-            piece = math.ceil(steps / at_once) * at_once * self.batch_size
-            yield from zip(order.split(piece), noise.split(piece), strict=True)
+            chunk = math.ceil(steps / at_once) * at_once * self.batch_size
+            yield from zip(order.split(chunk), noise.split(chunk), strict=True)
         else:
-            for part in order.split(piece):
+            for part in order.split(chunk):
                 yield part, self._draw(len(part), self.samples)
 
     def same_epoch(self) -> Iterator[tuple[Tensor, Tensor]]:

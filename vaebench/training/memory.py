@@ -24,7 +24,12 @@ def ran_out(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explaining_memory(
-    model: nn.Module, images: Tensor, objective: Objective, batch_size: int, device: torch.device
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor | None,
+    objective: Objective,
+    batch_size: int,
+    device: torch.device,
 ) -> Iterator[None]:
     """Turn running out of memory in the block into a ResourceError that says what would fit.
 
@@ -42,16 +47,22 @@ def explaining_memory(
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    raise ResourceError(_advice(model, images, objective, batch_size, device))
+    raise ResourceError(_advice(model, images, labels, objective, batch_size, device))
 
 
 def _advice(
-    model: nn.Module, images: Tensor, objective: Objective, batch_size: int, device: torch.device
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor | None,
+    objective: Objective,
+    batch_size: int,
+    device: torch.device,
 ) -> str:
     said = f"out of memory on {device}: a step of {batch_size} images does not fit"
     try:
         model.to(device)
         resident = (images if fits(images, device) else images[:batch_size]).to(device)
+        y = () if labels is None else (labels[:batch_size].to(device),)
         # The optimiser's two moments.
         moments = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
     except (RuntimeError, MemoryError) as error:
@@ -63,7 +74,7 @@ def _advice(
             f"({size / 2**30:.2f} GiB) do not fit; use fewer, or another device"
         )
     size = batch_size // 2
-    while size and not _fits(model, resident[:size], objective):
+    while size and not _fits(model, objective, resident[:size], *(t[:size] for t in y)):
         size //= 2
     del moments
     if not size:
@@ -71,15 +82,16 @@ def _advice(
     return f"{said}; one of {size} does, as was tried: make the batch size at most that"
 
 
-def _fits(model: nn.Module, images: Tensor, objective: Objective) -> bool:
+def _fits(model: nn.Module, objective: Objective, images: Tensor, *y: Tensor) -> bool:
     """Try the forward and backward pass of one step in float32; change nothing."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     was_training = model.training
     model.eval()  # batch norm keeps its statistics
     try:
         x = to_unit(images)
-        shape = objective.noise_shape(len(x), latent_size(model, x[:1]))
-        loss, _, _ = loss_terms(as_vae(model), objective, x, torch.zeros(shape, device=x.device))
+        shape = objective.noise_shape(len(x), latent_size(model, x[:1], *(t[:1] for t in y)))
+        eps = torch.zeros(shape, device=x.device)
+        loss, _, _ = loss_terms(as_vae(model), objective, x, eps, *y)
         torch.autograd.grad(loss, parameters, allow_unused=True)
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):

@@ -57,7 +57,7 @@ def train(
     output_bias_v, epsilon, beta, batch, count, recons, kls, steps, PHASE: tl.constexpr,
     PIXELS: tl.constexpr, HIDDEN: tl.constexpr, LATENT: tl.constexpr, Z: tl.constexpr,
     BYTES: tl.constexpr, PRECISION: tl.constexpr, SHORT: tl.constexpr, NARROW: tl.constexpr,
-    TALL: tl.constexpr, WIDE: tl.constexpr, PIECE: tl.constexpr, LONG: tl.constexpr,
+    TALL: tl.constexpr, WIDE: tl.constexpr, CHUNK: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
     """Train ``steps`` steps on as many batches from ``index`` and ``noise`` on; or a PHASE of one.
 
@@ -89,7 +89,7 @@ def train(
                     tile, images, index, noise, heads, mu_bias, logvar_bias, decoder_weight,
                     decoder_bias, output_weight, output_bias, mu, logvar, z, decoded, logits_grad,
                     recon, kl, batch, count,
-                    PIXELS, HIDDEN, LATENT, Z, BYTES, PRECISION, TALL, NARROW, PIECE,
+                    PIXELS, HIDDEN, LATENT, Z, BYTES, PRECISION, TALL, NARROW, CHUNK,
                 )  # fmt: skip
         if PHASE == 0:
             met = _meet(arrived, met)
@@ -114,7 +114,7 @@ def train(
                         tile - short, logits_grad, decoded, index, output_weight, output_weight_m,
                         output_weight_v, output_bias, output_bias_m, output_bias_v, rates,
                         epsilon, batch, 0,
-                        PIXELS, HIDDEN, False, False, PRECISION, TALL, WIDE, PIECE,
+                        PIXELS, HIDDEN, False, False, PRECISION, TALL, WIDE, CHUNK,
                     )  # fmt: skip
         if PHASE == 0:
             met = _meet(arrived, met)
@@ -125,27 +125,27 @@ def train(
                         tile, hidden_grad, images, index, encoder_weight, encoder_weight_m,
                         encoder_weight_v, encoder_bias, encoder_bias_m, encoder_bias_v, rates,
                         epsilon, batch, count,
-                        HIDDEN, PIXELS, True, BYTES, PRECISION, TALL, WIDE, PIECE,
+                        HIDDEN, PIXELS, True, BYTES, PRECISION, TALL, WIDE, CHUNK,
                     )  # fmt: skip
                 elif tile < encoders + units:
                     learn_tile(
                         tile - encoders, mu_grad, hidden, index, mu_weight, mu_weight_m,
                         mu_weight_v, mu_bias, mu_bias_m, mu_bias_v, rates, epsilon, batch, 0,
-                        LATENT, HIDDEN, False, False, PRECISION, Z, NARROW, PIECE,
+                        LATENT, HIDDEN, False, False, PRECISION, Z, NARROW, CHUNK,
                     )  # fmt: skip
                 elif tile < encoders + 2 * units:
                     learn_tile(
                         tile - encoders - units, logvar_grad, hidden, index, logvar_weight,
                         logvar_weight_m, logvar_weight_v, logvar_bias, logvar_bias_m,
                         logvar_bias_v, rates, epsilon, batch, 0,
-                        LATENT, HIDDEN, False, False, PRECISION, Z, NARROW, PIECE,
+                        LATENT, HIDDEN, False, False, PRECISION, Z, NARROW, CHUNK,
                     )  # fmt: skip
                 elif tile < encoders + 3 * units:
                     learn_tile(
                         tile - encoders - 2 * units, decoded_grad, z, index, decoder_weight,
                         decoder_weight_m, decoder_weight_v, decoder_bias, decoder_bias_m,
                         decoder_bias_v, rates, epsilon, batch, 0,
-                        HIDDEN, LATENT, False, False, PRECISION, NARROW, Z, PIECE,
+                        HIDDEN, LATENT, False, False, PRECISION, NARROW, Z, CHUNK,
                     )  # fmt: skip
                 else:
                     add_up(totals, recon, kl, recons, kls)

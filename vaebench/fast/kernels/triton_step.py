@@ -14,7 +14,7 @@ left is five phases, each of which waits for the one before (``triton_tiles.py``
 5. learn: the updates of the other layers; the totals.
 
 :func:`triton_step` starts a kernel for each phase, five a step, to be replayed from a CUDA graph.
-:class:`PersistentEngine` starts one for many steps, in which all programs, as many as the GPU runs
+``persistent`` starts one for many steps, in which all programs, as many as the GPU runs
 at once, meet after each phase: parameters and moments are loaded, and stay in its second-level
 cache, from the first step to the last.
 
@@ -34,28 +34,22 @@ takes seconds, which steps of other batch sizes do not take again.
 
 import importlib.util
 import math
-import warnings
-from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from vaebench.fast.admit import Verdict, objection
-from vaebench.fast.capture import Capture, capture_for, step_seconds
-from vaebench.fast.draft import Draft, Offer
-from vaebench.fast.step import Moments, Optimizer, Step, StepEngine
+from vaebench.fast.step import Moments, Optimizer, Step
 from vaebench.models.mlp import VAE
 from vaebench.models.protocol import is_altered
 from vaebench.objective import Objective
-from vaebench.problem import Problem
 
 MOST_LATENT = 128  # a row of z, padded, is held by one program
 OLDEST = (8, 0)  # compute capability: what Triton's products are made for
 # Of the factors of products: the first two are float32's, as the tests of equality have it.
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 FINE = PRECISIONS[:2]
-# How the kernel is compiled. Three pieces of a product's factors are loaded ahead of the one at
+# How the kernel is compiled. Three chunks of a product's factors are loaded ahead of the one at
 # hand, since waiting for them is most of its time; and a product and a sum may be rounded as one,
 # which newer releases of Triton want to be told.
 OPTIONS = {"num_stages": 4, "enable_fp_fusion": True}
@@ -82,13 +76,13 @@ class Sizes(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Tiles: short or tall by narrow or wide; pieces of what is summed up, long ones of pixels."""
+    """Tiles: short or tall by narrow or wide; chunks of what is summed up, long ones of pixels."""
 
     short: int = 16
     tall: int = 32
     narrow: int = 32
     wide: int = 64
-    piece: int = 32
+    chunk: int = 32
     long: int = 64
 
 
@@ -188,11 +182,11 @@ def _tensors(model: VAE, state: Moments) -> dict[str, Tensor]:
     return found
 
 
-def _pieces(n: int, block: int) -> int:
+def ceil_div(n: int, block: int) -> int:
     return -(-n // block)
 
 
-class Space:
+class Workspace:
     """What a step of one batch size passes from phase to phase; float32, on the device.
 
     ``hidden``, ``decoded`` and their gradients are (B, H); ``mu``, ``logvar``, ``z`` and gradients
@@ -202,8 +196,8 @@ class Space:
     """
 
     def __init__(self, batch: int, sizes: Sizes, blocks: Blocks, device: torch.device) -> None:
-        parts = _pieces(sizes.hidden, blocks.narrow)
-        largest = max(sizes.pixels, sizes.hidden, 2 * parts * sizes.latent)
+        chunks = ceil_div(sizes.hidden, blocks.narrow)
+        largest = max(sizes.pixels, sizes.hidden, 2 * chunks * sizes.latent)
         if batch * largest >= 2**31:
             raise ValueError(f"a batch of {batch} images is too large for the kernels' numbers")
 
@@ -215,10 +209,10 @@ class Space:
         self.hidden_grad, self.decoded_grad = empty(*hidden), empty(*hidden)
         self.mu, self.logvar, self.z = empty(*latent), empty(*latent), empty(*latent)
         self.mu_grad, self.logvar_grad = empty(*latent), empty(*latent)
-        self.heads, self.along = empty(2, parts, *latent), empty(parts, *latent)
+        self.heads, self.along = empty(2, chunks, *latent), empty(chunks, *latent)
         self.logits_grad = empty(batch, sizes.pixels)
-        rows = _pieces(batch, blocks.tall)
-        self.kl, self.recon = empty(rows), empty(rows * _pieces(sizes.pixels, blocks.narrow))
+        rows = ceil_div(batch, blocks.tall)
+        self.kl, self.recon = empty(rows), empty(rows * ceil_div(sizes.pixels, blocks.narrow))
         self.rates = empty(2)
         self.arrived = torch.zeros(1, dtype=torch.int32, device=device)
 
@@ -241,19 +235,19 @@ class Plan(NamedTuple):
         tensors = {"step": state.step, "lr": state.lr, **_tensors(model, state)}
         return cls(sizes, blocks, {**constants, **numbers, **tensors})
 
-    def space(self, batch: int, device: torch.device) -> Space:
+    def workspace(self, batch: int, device: torch.device) -> Workspace:
         """Take memory for steps of so many images."""
-        return Space(batch, self.sizes, self.blocks, device)
+        return Workspace(batch, self.sizes, self.blocks, device)
 
     def arguments(
-        self, images: Tensor, index: Tensor, noise: Tensor, totals: Tensor, space: Space
+        self, images: Tensor, index: Tensor, noise: Tensor, totals: Tensor, workspace: Workspace
     ) -> dict[str, Any]:
-        """All arguments of the kernel, by name, but the phase; steps are as large as ``space``."""
-        batch, _ = space.hidden.shape
+        """All arguments of the kernel, by name, but the phase; ``workspace`` is for its batch."""
+        batch, _ = workspace.hidden.shape
         return {
-            **self.fixed, **vars(space), "images": images, "index": index, "noise": noise,
-            "totals": totals, "count": len(images), "batch": batch, "kls": len(space.kl),
-            "recons": len(space.recon), "steps": len(index) // batch,
+            **self.fixed, **vars(workspace), "images": images, "index": index, "noise": noise,
+            "totals": totals, "count": len(images), "batch": batch, "kls": len(workspace.kl),
+            "recons": len(workspace.recon), "steps": len(index) // batch,
             "BYTES": images.dtype == torch.uint8,
         }  # fmt: skip
 
@@ -261,14 +255,14 @@ class Plan(NamedTuple):
         """Tiles of each phase; in comments those of 784-400-20 and 128 images."""
         d, h, *_ = self.sizes
         short, tall, narrow, wide, *_ = self.blocks
-        units = _pieces(h, narrow)
-        back = _pieces(batch, short) * units
+        units = ceil_div(h, narrow)
+        back = ceil_div(batch, short) * units
         return [
             back,  # 8 x 13
-            _pieces(batch, tall) * _pieces(d, narrow),  # 4 x 25
+            ceil_div(batch, tall) * ceil_div(d, narrow),  # 4 x 25
             back,  # 8 x 13
-            back + _pieces(d, tall) * _pieces(h, wide),  # 8 x 13 + 25 x 7
-            _pieces(h, tall) * _pieces(d, wide) + 3 * units + 1,  # 13 x 13 + 3 x 13 + 1
+            back + ceil_div(d, tall) * ceil_div(h, wide),  # 8 x 13 + 25 x 7
+            ceil_div(h, tall) * ceil_div(d, wide) + 3 * units + 1,  # 13 x 13 + 3 x 13 + 1
         ]
 
 
@@ -300,7 +294,7 @@ class Phases:
         if precision not in PRECISIONS:
             raise ValueError(f"precision is {precision!r}: it must be one of {PRECISIONS}")
         self.plan = Plan.of(cast(VAE, model), objective, cast(Moments, optimizer), precision)
-        self.spaces: dict[int, Space] = {}  # by the images of a step
+        self.workspaces: dict[int, Workspace] = {}  # by the images of a step
 
     def __call__(self, images: Tensor, index: Tensor, eps: Tensor, totals: Tensor) -> None:
         """Train one step; see :data:`vaebench.fast.step.Step`."""
@@ -326,9 +320,9 @@ class Phases:
         self, images: Tensor, index: Tensor, eps: Tensor, totals: Tensor, batch: int
     ) -> dict[str, Any]:
         _check(images, index, eps, totals, self.plan.sizes)
-        if batch not in self.spaces:
-            self.spaces[batch] = self.plan.space(batch, images.device)
-        return self.plan.arguments(images, index, eps, totals, self.spaces[batch])
+        if batch not in self.workspaces:
+            self.workspaces[batch] = self.plan.workspace(batch, images.device)
+        return self.plan.arguments(images, index, eps, totals, self.workspaces[batch])
 
 
 def _kernel() -> Any:
@@ -355,54 +349,3 @@ def _check(images: Tensor, index: Tensor, eps: Tensor, totals: Tensor, sizes: Si
         raise ValueError(f"images are {images.dtype}: they must be uint8 or float32")
     if math.prod(images.shape[1:]) != sizes.pixels or not len(index):
         raise ValueError(f"there must be images, and of {sizes.pixels} pixels each")
-
-
-def offer_fastest(
-    draft: Draft, name: str, kind: Callable[[Problem, Step, Optimizer], StepEngine]
-) -> Offer | str:
-    """Offer the engine that trains by these kernels, for a technique of this name.
-
-    Which way to multiply float32 is the faster one is measured, among those that are right here:
-    each is verified beside the engine below.
-    """
-    problem, optimizer = draft.problem, draft.optimizer
-    plain = draft.plan.autocast is None and problem.resident and draft.group is None
-    known = plain and not problem.adapted and problem.labels is None and not draft.whole
-    if not (known and supports(problem.model, problem.images, problem.objective, optimizer)):
-        return (
-            "Triton's kernels train a plain vaebench.VAE with one hidden layer and ReLU, without "
-            "autocast, in one process, on CUDA; trained without"
-        )
-    tf32 = bool(draft.actual.get("tf32"))
-    right: dict[str, StepEngine] = {}
-    for precision in ("tf32",) if tf32 else FINE:
-        step = triton_step(cast(VAE, problem.model), problem.objective, optimizer, precision)
-        engine = kind(problem, step, optimizer)
-        wrong = objection(engine, draft.engine, draft.tolerance)
-        if wrong is None:
-            right[precision] = engine
-        else:
-            draft.notes.append(
-                f"--{name}: Triton's kernels ({precision}) went wrong here ({wrong})"
-            )
-    if not right:
-        warnings.warn(f"{draft.notes[-1][2:]}; training without", stacklevel=6)
-        return ""
-    capture = None if engine.steps_at_once > 1 else capture_for(problem.device)
-    seconds = {p: step_seconds(engine, capture) for p, engine in right.items()}
-    best = min(seconds, key=seconds.__getitem__)
-    tried = ", ".join(f"{p} {1e6 * took:.1f}" for p, took in seconds.items())
-    note = f"--{name}: products in {best} (microseconds a step: {tried})"
-    actual = {name: True, "compile": bool(draft.asks("compile"))}
-    return Offer(right[best], None, actual, whole=True, notes=[note], race=_race_of(capture))
-
-
-def _race_of(capture: Capture | None) -> Callable[[StepEngine, StepEngine], Verdict]:
-    """Race steps as they will be run: replayed, where they can be recorded."""
-
-    def race_steps(candidate: StepEngine, other: StepEngine) -> Verdict:
-        steps = -(-len(candidate.images) // candidate.batch_size)
-        first, second = (step_seconds(engine, capture) for engine in (candidate, other))
-        return Verdict(first, second, steps)
-
-    return race_steps

@@ -8,7 +8,7 @@ Shapes: B images of PIXELS numbers, HIDDEN units, LATENT numbers per z, padded t
 of at least 16, as products of tiles want it. Weights are (outputs, inputs), as in ``nn.Linear``;
 all matrices are row by row, without gaps. Gradients are derivatives of the loss, the mean over the
 batch, so they are divided by B where they begin. Tiles are SHORT or TALL rows by NARROW or WIDE
-columns, and a product goes over what it sums up in pieces of PIECE, in phases 1 and 3, where that
+columns, and a product goes over what it sums up in chunks of CHUNK, in phases 1 and 3, where that
 are the pixels, of LONG. What lies outside a matrix is read as 0.
 
 Nothing here is added up by atomics: each number has one writer, and is the same in every run.
@@ -145,7 +145,7 @@ def score_tile(
     output_weight, output_bias, mu, logvar, z, decoded, logits_grad, recon, kl, batch, count,
     PIXELS: tl.constexpr, HIDDEN: tl.constexpr, LATENT: tl.constexpr, Z: tl.constexpr,
     BYTES: tl.constexpr, PRECISION: tl.constexpr,
-    TALL: tl.constexpr, NARROW: tl.constexpr, PIECE: tl.constexpr,
+    TALL: tl.constexpr, NARROW: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Phase 2, TALL x NARROW of ``logits_grad`` (B, PIXELS), and its log p(x|z) in nats.
 
@@ -165,12 +165,12 @@ def score_tile(
     logs = _summed(logs, rows, across, batch, LATENT, PARTS) + _biases(logvar_bias, across, LATENT)
     drawn = means + tl.exp(0.5 * logs) * _tile(noise, rows, across, batch, LATENT)
     total = tl.zeros((TALL, NARROW), dtype=tl.float32)
-    for start in range(0, HIDDEN, PIECE):
-        inner = start + tl.arange(0, PIECE)
+    for start in range(0, HIDDEN, CHUNK):
+        inner = start + tl.arange(0, CHUNK)
         w = _tile(decoder_weight, inner[None, :], latents[:, None], HIDDEN, LATENT)
         h = tl.dot(drawn, w, input_precision=PRECISION)
         h = _relu(h + _biases(decoder_bias, inner[None, :], HIDDEN))
-        if start // PIECE % COLUMNS == tile % COLUMNS:
+        if start // CHUNK % COLUMNS == tile % COLUMNS:
             _put(decoded, rows, inner[None, :], batch, HIDDEN, h)
         w = _tile(output_weight, columns, inner[:, None], PIXELS, HIDDEN)
         total = tl.dot(h, w, total, input_precision=PRECISION)
@@ -275,7 +275,7 @@ def learn_tile(
     tile, grad, inputs, index, weight, weight_m, weight_v, bias, bias_m, bias_v,
     rates, epsilon, batch, count, OUT: tl.constexpr, IN: tl.constexpr,
     GATHERED: tl.constexpr, BYTES: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIECE: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Update ROWS x COLUMNS of ``weight`` (OUT, IN) by grad^T inputs; the first column the bias.
 
@@ -286,9 +286,9 @@ def learn_tile(
     rows = tile // ACROSS * ROWS + tl.arange(0, ROWS)
     columns = tile % ACROSS * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    grads = tl.zeros((ROWS, PIECE), dtype=tl.float32)
-    for start in range(0, batch, PIECE):
-        inner = start + tl.arange(0, PIECE)
+    grads = tl.zeros((ROWS, CHUNK), dtype=tl.float32)
+    for start in range(0, batch, CHUNK):
+        inner = start + tl.arange(0, CHUNK)
         d = _tile(grad, inner[None, :], rows[:, None], batch, OUT)
         if GATHERED:
             there = inner < batch

@@ -2,7 +2,9 @@
 
 ``names`` knows what people call things, ``read`` finds them in what a method gave, ``squash`` finds
 a last sigmoid; ``encoding`` and ``decoding`` try the model. What is found is written down in two
-small records (``ways``); the module made of them shares everything with the caller's.
+small records (``ways``); the module made of them shares everything with the caller's. May import
+``errors`` and ``models``. To know another way of writing a VAE: a word in ``names``, or a case in
+``read``, and a model written so in ``tests/models/others.py``.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +18,7 @@ from vaebench.models.adapt.decoding import find_decoding
 from vaebench.models.adapt.encoding import find_encoding
 from vaebench.models.adapt.trial import Trial
 from vaebench.models.adapt.ways import Decoding, Encoding, Said, said
+from vaebench.models.base import BaseVAE
 from vaebench.models.protocol import Output, likelihood_of
 from vaebench.models.snapshot import untouched
 
@@ -155,6 +158,12 @@ def as_module(model: object) -> nn.Module:
             f"model is {model!r}: it must be a torch.nn.Module, an instance and not its class"
         )
     return model
+
+
+def classes_of(model: nn.Module) -> int | None:
+    """How many classes of labels one of the package's own networks takes; None of any other."""
+    whole = model.model if isinstance(model, Adapted) else model
+    return whole.classes if isinstance(whole, BaseVAE) else None
 
 
 def _understand(

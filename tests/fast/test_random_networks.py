@@ -1,0 +1,163 @@
+"""Networks that nobody thought of: every engine against the reference, at the bars of L1 and L3.
+
+What a technique cannot do for a network it is to leave, with a note; what is trained must be what
+the reference trains. Kernels and compiler win every race here, so that they are used.
+"""
+
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, event, given, settings
+from torch import Tensor
+
+from tests.engines import PLAIN, problem_of
+from tests.fast.networks import SIDE, Network, RandomVAE, Z, networks
+from vaebench.config import FastConfig, without
+from vaebench.data.strokes import make_strokes
+from vaebench.fast import admit, products
+from vaebench.fast.adam import AdamState
+from vaebench.fast.build import make_engine
+from vaebench.fast.products import Choice, Shape
+from vaebench.fast.products.layers import Manner
+from vaebench.fast.step import StepEngine
+from vaebench.objective import Objective
+from vaebench.reference import ReferenceEngine
+
+BATCH, LR, IMAGES = 16, 1e-3, 53  # the last batch has five
+EPOCHS = 13  # of four steps: 52 in all
+CPU = torch.device("cpu")
+FAST = without(FastConfig(), "flush_denormal", "amp")
+# What is asked for, and whether the images stay on the device.
+ENGINES: dict[str, tuple[FastConfig, bool]] = {
+    "eager": (PLAIN, True),
+    "products": (FAST, True),
+    "streamed": (FAST, False),
+}
+COMPILED = {"compiled": (FastConfig(compile=True), True)}
+SETTINGS = {
+    "deadline": None,
+    "derandomize": True,
+    "database": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_race() -> Iterator[None]:
+    def won(shape: Shape) -> Choice:
+        return Choice(Manner(contiguous=shape.contiguous), {"library": 2.0, "native": 1.0})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "choose", won)
+        patch.setattr(admit.Verdict, "wins", property(lambda _: True))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Networks this small gain nothing by more, and threads that wait for one another lose."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def small() -> Tensor:
+    """Strokes of 8 by 8 pixels, (53, 8, 8) uint8."""
+    images = make_strokes(IMAGES, seed=4)[0][:, 2:26, 2:26]
+    return images.unfold(1, 3, 3).unfold(2, 3, 3).amax((3, 4)).contiguous()
+
+
+def _reference(network: Network, images: Tensor, dtype: torch.dtype) -> ReferenceEngine:
+    images = images if dtype == torch.float32 else images.to(dtype) / 255
+    return ReferenceEngine(
+        RandomVAE(network).to(dtype), images, batch_size=BATCH, lr=LR, device=CPU,
+        likelihood="bernoulli", sigma=1.0, beta=1.0,
+    )  # fmt: skip
+
+
+def _numbers(epoch: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(epoch)
+    order = torch.randperm(IMAGES, generator=generator)
+    return order, torch.randn(IMAGES, Z, generator=generator)
+
+
+def _elbo(engine: "StepEngine | ReferenceEngine", order: Tensor, noise: Tensor) -> list[float]:
+    torch.manual_seed(1)  # dropout's
+    sums = engine.epoch(order, noise)
+    return [float(sums.recon - sums.kl), float(sums.recon), float(sums.kl)]
+
+
+def _rmse(a: Tensor, truth: Tensor) -> float:
+    return (a.detach().double() - truth.detach().double()).square().mean().sqrt().item()
+
+
+def _check_step(
+    network: Network, images: Tensor, engine: StepEngine, plain: ReferenceEngine
+) -> None:
+    """L1: one step; ELBO and gradients."""
+    order, noise = (t[:BATCH] for t in _numbers(0))
+    want, got = _elbo(plain, order, noise), _elbo(engine, order, noise)
+    assert got[0] == pytest.approx(want[0], rel=1e-5)
+    # In float64 dropout draws other numbers: then the reference's own gradients are the truth.
+    truth = plain if network.random else _reference(network, images, torch.float64)
+    if truth is not plain:
+        truth.epoch(order, noise.double())
+    true = dict(truth.model.named_parameters())
+    theirs = dict(plain.model.named_parameters())
+    names = {id(p): name for name, p in engine.model.named_parameters()}
+    assert isinstance(engine.optimizer, AdamState)
+    for p, m in zip(engine.optimizer.params, engine.optimizer.m, strict=True):
+        name = names[id(p)]
+        assert true[name].grad is not None, name
+        grad = m / 0.1  # moments start at zero
+        allowed = 2 * _rmse(theirs[name].grad, true[name].grad) + 1e-5
+        assert _rmse(grad, true[name].grad) <= allowed, name
+    trained = {names[id(p)] for p in engine.optimizer.params}
+    assert trained == {name for name, p in theirs.items() if p.grad is not None}
+
+
+def _check_network(
+    network: Network, images: Tensor, engines: dict[str, tuple[FastConfig, bool]]
+) -> None:
+    for name, (fast, resident) in engines.items():
+        model = RandomVAE(network)
+        problem = problem_of(model, images, Objective(), BATCH, LR, resident=resident)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            built = make_engine(problem, fast)
+        for warning in told:
+            event(f"{name} stood aside: {str(warning.message)[:60]}")
+        event(f"{name}: {', '.join(k for k, v in built.actual.items() if v is True) or 'plain'}")
+        plain = _reference(network, images, torch.float32)
+        _check_step(network, images, built.engine, plain)
+        for epoch in range(1, EPOCHS + 1):
+            order, noise = _numbers(epoch)
+            want, got = _elbo(plain, order, noise), _elbo(built.engine, order, noise)
+            assert got[:2] == pytest.approx(want[:2], rel=1e-3), (name, epoch)
+            assert got[2] == pytest.approx(want[2], rel=1e-2), (name, epoch)
+
+
+@settings(max_examples=5, **SETTINGS)  # type: ignore[arg-type]
+@given(network=networks())
+def test_a_few_networks(network: Network, small: Tensor) -> None:
+    _check_network(network, small, ENGINES)
+
+
+@pytest.mark.slow
+@settings(max_examples=200, **SETTINGS)  # type: ignore[arg-type]
+@given(network=networks())
+def test_200_networks(network: Network, small: Tensor) -> None:
+    _check_network(network, small, ENGINES)
+
+
+@pytest.mark.slow
+@settings(max_examples=8, **SETTINGS)  # type: ignore[arg-type]
+@given(network=networks())
+def test_networks_compiled(network: Network, small: Tensor) -> None:
+    _check_network(network, small, COMPILED)
+
+
+def test_small_pictures_are_pictures(small: Tensor) -> None:
+    assert small.shape == (IMAGES, SIDE, SIDE)
+    assert small.float().std() > 50

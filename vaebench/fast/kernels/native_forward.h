@@ -1,0 +1,215 @@
+// Images as a step takes them, and its way forward; see native.h.
+
+namespace {
+
+// Images
+
+// List and transpose the images at `index`; threads take parts of the pixels.
+template <class Pixel>
+inline void Steps<Pixel>::prepare(const Block& block, const Pixel* images, const long* index) {
+  constexpr long PART = 32, FEW = 8;  // pixels; FEW are often all zero
+#pragma omp for schedule(static)
+  for (long part = 0; part < net.pixels; part += PART) {
+    const long end = min(part + PART, net.pixels);
+    std::memset((void*)(transposed + part * stride), 0, (end - part) * stride * sizeof(Pixel));
+    std::memset(lists.counts + part / G, 0, ceil_div(end - part, G) * sizeof(int32_t));
+    for (long row = 0; row < block.images; row++) {
+      const Pixel* image = images + index[row] * net.pixels;
+      for (long few = part; few < end; few += FEW) {
+        if (few + FEW <= end && all_zero(image + few)) continue;
+        for (long first = few; first < min(few + FEW, end); first += G)
+          take_group(image + first, row, first, min(G, end - first));
+      }
+      if (!net.sparse)
+        for (long p = part; p < end; p++)
+          input.images[row * input.width + p] = input.features[p * stride + row] =
+              to_unit(image[p]);
+    }
+  }
+}
+
+template <class Pixel>
+inline void Steps<Pixel>::take_group(const Pixel* p, long row, long first, long count) {
+  if (!p[0] && (count < G || !p[1])) return;
+  const long group = first / G, entry = group * ROWS + lists.counts[group]++;
+  lists.rows[entry] = (uint8_t)row;
+  for (long j = 0; j < G; j++) lists.values[entry * G + j] = j < count ? to_unit(p[j]) : 0.0f;
+  for (long j = 0; j < count; j++) transposed[(first + j) * stride + row] = p[j];
+}
+
+// Prefetch images that are prepared next: they lie anywhere in memory.
+template <class Pixel>
+inline void Steps<Pixel>::prefetch_images(const Pixel* images, const long* index, long count) {
+  const long floats = net.pixels * sizeof(Pixel) / sizeof(float);
+#pragma omp for schedule(static) nowait
+  for (long row = 0; row < count; row++)
+    prefetch((const float*)(images + index[row] * net.pixels), 1, 0, floats);
+}
+
+// Forward
+
+template <class Pixel>
+inline Factors Steps<Pixel>::forward_factors(const Layer& layer, const Values& from) const {
+  if (is_bf16(layer))
+    return {bf16.weight_rows, bf16.width / 2,        1,   bf16.features,
+            stride,           ceil_div(layer.in, 2), true};
+  return {layer.weight, layer.in, 1, from.features, stride, layer.in};
+}
+
+// Copy features to where they lie image-major.
+template <class Pixel>
+inline void Steps<Pixel>::transpose_all(const Block& block, const Values& values, long out,
+                                        float* images) const {
+#pragma omp for schedule(static) nowait
+  for (long first = 0; first < out; first += LANES)
+    for (long n = 0; n < block.vectors; n++) {
+      vec square[LANES] = {};
+      for (long k = 0; k < min(LANES, out - first); k++)
+        square[k] = at(values.features + (first + k) * stride + n * LANES);
+      transpose(square);
+      const long live = min(LANES, block.live(n));
+      if (net.bf16 && &values == &hidden[hiddens() - 1])
+        for (long i = 0; i < live; i += 2)
+          pairs_at(bf16.images + (n * LANES + i) / 2 * bf16.width + first) =
+              pack_pairs(square[i], i + 1 < live ? square[i + 1] : vec{});
+      else
+        for (long i = 0; i < live; i++)
+          at(images + (n * LANES + i) * values.width + first) = square[i];
+    }
+}
+
+// Keep a tile of features (their places are in `from`) in pairs along them.
+template <class Pixel>
+inline void Steps<Pixel>::keep_pairs(const Tile& tile, const float* from, long features,
+                                     float* to) const {
+  for (long m = 0; m < tile.rows; m += 2)
+    for (long n = 0; n < tile.vectors; n++) {
+      const long feature = tile.row + m, vector = (tile.vector + n) * LANES;
+      const float* even = from + feature * stride + vector;
+      const vec odd = feature + 1 < features ? at(even + stride) : vec{};
+      pairs_at(to + feature / 2 * stride + vector) = pack_pairs(at(even), odd);
+    }
+}
+
+template <class Pixel>
+inline void Steps<Pixel>::forward(const Block& block, const Layer& layer, const Values& from,
+                                  const Values& to) {
+  product(layer.out, block.vectors, {forward_factors(layer, from)}, no_prefetch, [&](Tile& tile) {
+    each(tile, [&](vec& x, long feature, long, long place) {
+      at(to.features + place) = activate(x + layer.bias[feature]);
+    });
+    if (net.bf16 && &to == &hidden[hiddens() - 1])
+      keep_pairs(tile, to.features, layer.out, bf16.features);
+  });
+}
+
+template <class Pixel>
+inline void Steps<Pixel>::forward_sparse(const Block& block, const Layer& layer, const Values& to) {
+  constexpr long T = FORWARD * LANES;
+#pragma omp for schedule(dynamic, 1) nowait
+  for (long column = 0; column < layer.out; column += T) {
+    const long columns = min(T, layer.out - column);
+    alignas(64) float tile[ROWS * T];
+    with_width(ceil_div(columns, LANES), [&](auto w) {
+      constexpr int W = min(decltype(w)::vectors, FORWARD);
+      forward_tile<W>(lists, 0, block.images, net.pixels, layer.out, layer.weight + column,
+                      layer.bias + column, tile, columns);
+      finish_sparse<W>(block, tile, to, column, columns);
+    });
+  }
+}
+
+// Apply the activation to a tile (images, W vectors), and put it where it belongs.
+template <class Pixel>
+template <int W>
+inline void Steps<Pixel>::finish_sparse(const Block& block, float* tile, const Values& to,
+                                        long column, long columns) {
+  for (long first = 0; first < block.images; first += LANES)
+    for (long k = 0; k < W; k++) {
+      vec square[LANES] = {};
+      const long features = column + k * LANES;
+      for (long i = 0; i < min(LANES, block.images - first); i++) {
+        square[i] = activate(at(tile + ((first + i) * W + k) * LANES));
+        at(to.images + (first + i) * to.width + features) = square[i];
+      }
+      transpose(square);
+      for (long j = 0; j < min(LANES, columns - k * LANES); j++)
+        at(to.features + (features + j) * stride + first) = square[j];
+    }
+}
+
+template <class Pixel>
+inline void Steps<Pixel>::heads(const Block& block, const Values& from) {
+  for (int i = 0; i < 2; i++) {
+    const Layer& layer = head(i);
+    float* to = i ? logvar : mu;
+    product(layer.out, block.vectors, {forward_factors(layer, from)}, no_prefetch,
+            [&](Tile& tile) {
+              each(tile, [&](vec& x, long feature, long, long place) {
+                at(to + place) = x + layer.bias[feature];
+              });
+            });
+  }
+}
+
+// z = mu + exp(logvar / 2) eps, and the KL.
+template <class Pixel>
+inline void Steps<Pixel>::draw(const Block& block, const float* noise) {
+#pragma omp for schedule(static)
+  for (long j = 0; j < net.latent; j++) {
+    for (long i = 0; i < block.images; i++) eps[j * stride + i] = noise[i * net.latent + j];
+    vec kl = {};
+    for (long n = 0; n < block.vectors; n++) {
+      const long place = j * stride + n * LANES;
+      const vec m = at(mu + place), l = at(logvar + place);
+      const vec s = expm1(0.5f * l) + 1.0f;
+      at(std + place) = s;
+      at(z.features + place) = m + s * at(eps + place);
+      kl += mask(m * m + expm1(l) - l, block.live(n));
+    }
+    for (long i = 0; i < block.images; i++)
+      z.images[i * z.width + j] = z.features[j * stride + i];
+    kl_sums[j] = 0.5 * horizontal_sum(kl);
+  }
+}
+
+// log p(x|z), and the loss's gradient by the decoder's output.
+template <class Pixel>
+inline void Steps<Pixel>::likelihood(const Block& block, const Values& from) {
+  const Layer& layer = output();
+  const float precision = 1 / (net.sigma * net.sigma);
+  product(layer.out, block.vectors, {forward_factors(layer, from)}, no_prefetch, [&](Tile& tile) {
+    Bernoulli& sums = recon[tile.row / M];
+    if (tile.vector == 0) sums = Bernoulli();
+    each(tile, [&](vec out, long pixel, long vector, long place) {
+      const long live = block.live(vector);
+      const vec x = load_unit(transposed + place);
+      vec grad;
+      out += layer.bias[pixel];
+      if (net.likelihood == BERNOULLI) {
+        grad =
+            sums.add(mask(out, live, broadcast(LOWEST)), x);  // a surely dark pixel: adds nothing
+      } else {
+        grad = mask(out - x, live);
+        sums.linear -= 0.5f * precision * grad * grad;
+        grad *= precision;
+      }
+      at(input.features + place) = mask(grad * block.share, live);
+    });
+    if (net.bf16) keep_grads(tile);
+    sums.count_exponent();
+    if (tile.vector + tile.vectors == block.vectors) recon_sums[tile.row / M] = sums.value();
+  });
+}
+
+template <class Pixel>
+inline void Steps<Pixel>::keep_grads(const Tile& tile) const {
+  keep_pairs(tile, input.features, output().out, bf16.grad_pairs);
+  for (long m = 0; m < tile.rows; m++)
+    for (long n = 0; n < tile.vectors; n++) {
+      const long place = (tile.row + m) * stride + (tile.vector + n) * LANES;
+      store_bf16(bf16.grad_rows + place / 2, at(input.features + place));
+    }
+}
+
+}  // namespace
