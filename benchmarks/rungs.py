@@ -187,4 +187,4 @@ def refusal(
 
 def tolerance(actual: Mapping[str, Any]) -> float:
     """Relative difference from the reference's ELBO that an engine is allowed."""
-    return TOLERANCE["tf32" if actual.get("tf32") else str(actual["amp"])]
+    return TOLERANCE["tf32" if actual.get("tf32") else actual.get("amp") or "float32"]
