@@ -142,8 +142,8 @@ def build_all(part: Part, setting: Setting) -> None:
 def build_one(name: str, setting: Setting, batch: int) -> tuple[dict[str, Any], Engine | None]:
     """Build an engine; give what is to be told of it, and None in place of one not as asked for."""
     row: dict[str, Any] = {"name": name, "batch_size": batch, "refused": None}
-    rung, begun = find(name, setting.device.type), clock()
-    config = DEFAULT.replace(batch_size=batch)
+    rung, config = find(name, setting.device.type), DEFAULT.replace(batch_size=batch)
+    begun = clock()
     try:
         found = build_rung(rung, new_model(), setting.images, setting.device, config)
     except RungError as error:
@@ -152,7 +152,7 @@ def build_one(name: str, setting: Setting, batch: int) -> tuple[dict[str, Any], 
     engine, row["actual"], row["notes"] = found
     if row["actual"].get("graph"):  # a step's time by the steps of a replay: its own race
         graph: Any = engine
-        row["microseconds"] = {str(k): 1e6 * s for k, s in graph.seconds.items()}
+        row["microseconds"] = {str(steps): 1e6 * took for steps, took in graph.seconds.items()}
         row["plain_microseconds"] = 1e6 * graph.plain_seconds
     return row, engine
 
@@ -225,10 +225,9 @@ def train_whole(part: Part, setting: Setting) -> None:
 
     def work(case: tuple[int, str]) -> dict[str, Any]:
         seed, name = case
-        rung = find(name, setting.device.type)
         config = DEFAULT.replace(epochs=size.epochs, batch_size=size.batch, seed=seed)
-        found = train(rung, setting.data, setting.device, config)
-        return {"name": name, "seed": seed, **found}
+        rung = find(name, setting.device.type)
+        return {"name": name, "seed": seed, **train(rung, setting.data, setting.device, config)}
 
     cases = [(seed, name) for seed in range(size.seeds) for name in setting.engines]
     part.each(cases, 10, work, lambda case: f"{case[1]}, seed {case[0]}")
@@ -255,8 +254,8 @@ def race_peers(part: Part, setting: Setting, start: Callable[..., Running] = Run
         if count not in ours:
             ours[count] = started(home, count)
         mine, rounds = ours[count], setting.size.rounds
+        row = {"name": peer, "images": count, "ours": home, "our_elbo": mine.elbo}
         with started(peer, count) as theirs:
-            row = {"name": peer, "images": count, "ours": home, "our_elbo": mine.elbo}
             return {**row, **race_one(mine, theirs, PEERS[peer].agrees, part, rounds)}
 
     try:
@@ -280,13 +279,14 @@ def race_one(
         budget=min(part.left / 3, part.left - 10),
         around={"home": prepared(home.restore), "theirs": prepared(theirs.restore)},
     )
-    its, mine = (
-        dataclasses.asdict(summary([theirs.count / s for s in seconds[name]]))
-        for name in ("theirs", "home")
-    )
-    ratio = dataclasses.asdict(paired_ratio(seconds["theirs"], seconds["home"]))
-    row = {"elbo": theirs.elbo, "refused": None, "ratio": ratio}
-    return {**row, "images_per_second": its, "our_images_per_second": mine}
+    rates = {n: summary([theirs.count / s for s in taken]) for n, taken in seconds.items()}
+    return {
+        "elbo": theirs.elbo,
+        "refused": None,
+        "ratio": dataclasses.asdict(paired_ratio(seconds["theirs"], seconds["home"])),
+        "images_per_second": dataclasses.asdict(rates["theirs"]),
+        "our_images_per_second": dataclasses.asdict(rates["home"]),
+    }
 
 
 # Batch sizes.
@@ -356,13 +356,13 @@ def goals(parts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def measure(words: argparse.Namespace, setting: Setting) -> Report:
-    """Run all parts; give the report, which is written."""
+def measure(words: argparse.Namespace, setting: Setting) -> None:
+    """Run all parts; the report is written as they go."""
     torch.set_num_threads(available_cpus())
     device, size = setting.device, setting.size
     about = described(str(device), setting.data.name, "python -m benchmarks.cuda_report")
-    facts = {"size": words.size, "images": len(setting.images), "batch_size": size.batch}
-    facts |= {"epochs": size.epochs, "samples": SAMPLES}
+    facts = {"size": words.size, "images": len(setting.images), "batch_size": size.batch,
+             "epochs": size.epochs, "samples": SAMPLES}  # fmt: skip
     peaks = {t: peak_flops(device, getattr(torch, t)) for t in ("float32", "bfloat16")}
     report = Report(words.out, {"kind": "cuda", **about, **facts, "peak_flops": peaks}, words.limit)
     report.run("build", 0.4, build_all, setting)
@@ -370,10 +370,8 @@ def measure(words: argparse.Namespace, setting: Setting) -> Report:
     report.run("whole", 0.3, train_whole, setting)
     report.run("peers", 0.6, race_peers, setting)
     report.run("batches", 1.0, sweep_batches, setting)
-    report.result["goals"] = goals(report.result["parts"])
-    report.result["complete"] = True
+    report.result |= {"goals": goals(report.result["parts"]), "complete": True}
     report.write()
-    return report
 
 
 def main(argv: list[str]) -> int:
