@@ -146,7 +146,7 @@ def check(rung: Rung, actual: Mapping[str, Any], notes: Sequence[str]) -> None:
             missing.append(technique.name)
     if missing:
         said = "; ".join(notes) or "it has nothing to do here"
-        raise RungError(f"{rung.name} ran without {', '.join(missing)}: {said}")
+        raise RungError(f"it ran without {', '.join(missing)}: {said}")
 
 
 def refusal(

@@ -281,7 +281,7 @@ def test_a_rung_that_fell_back_is_refused(load: Load, monkeypatch: pytest.Monkey
     )
     compiled = rungs.find("compile", "cpu")
     reason = rungs.refusal(compiled, images, torch.device("cpu"), config, steps=2)
-    assert "compile ran without compile" in reason
+    assert "it ran without compile" in reason
 
 
 # What a run of the suite says at its end.
