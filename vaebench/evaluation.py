@@ -102,10 +102,8 @@ def evaluate(
     given = [images.to(device)]
     if labels is not None:
         given.append(check_labels(labels, len(images), classes=classes_of(model)).to(device))
-    first = [part[:1] for part in given]
-    if labels is None:
-        sample = to_unit(given[0][:2]).clone()
-        model, _ = adapted(model, sample, objective.likelihood, training=False)
+    first, (x, *y) = [part[:1] for part in given], [part[:2] for part in given]
+    model, _ = adapted(model, to_unit(x).clone(), objective.likelihood, *y, training=False)
     with modes_kept(model), torch.autocast(device.type, enabled=False):
         latent_dim = latent_size(model, to_unit(first[0]).clone(), *first[1:])
         model.eval()
