@@ -99,9 +99,7 @@ def evaluate(
     objective = Objective(likelihood_of(model) if likelihood is None else likelihood, sigma)
     images = check_images(images, objective, "images")
     device = device_of(model)
-    given = [images.to(device)]
-    if labels is not None:
-        given.append(check_labels(labels, len(images), classes=classes_of(model)).to(device))
+    given = [images.to(device), *_checked_labels(labels, len(images), model, device)]
     first, (x, *y) = [part[:1] for part in given], [part[:2] for part in given]
     model, _ = adapted(model, to_unit(x).clone(), objective.likelihood, *y, training=False)
     with modes_kept(model), torch.autocast(device.type, enabled=False):
@@ -188,6 +186,15 @@ class _Pieces:
             ratios.append(log_prior_ratio(z, logvar, noise))
         self.encoded = True
         return torch.cat(recons), torch.cat(ratios)
+
+
+def _checked_labels(
+    labels: object, n: int, model: nn.Module, device: torch.device
+) -> tuple[Tensor, ...]:
+    """Labels of n images on the device, as further arguments; none if there are none."""
+    if labels is None:
+        return ()
+    return (check_labels(labels, n, classes=classes_of(model)).to(device),)
 
 
 def _encode(model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
