@@ -100,13 +100,9 @@ def evaluate(
     bernoulli = objective.likelihood == "bernoulli"
     pixels = checked(images, "images", unit_interval=bernoulli).pixels
     device = device_of(model)
-    given = [pixels.to(device)]
-    if labels is not None:
-        given.append(check_labels(labels, len(pixels), classes=classes_of(model)).to(device))
-    first = [part[:1] for part in given]
-    if labels is None:
-        sample = to_unit(given[0][:2]).clone()
-        model, _ = adapted(model, sample, objective.likelihood, training=False)
+    given = [pixels.to(device), *_checked_labels(labels, len(pixels), model, device)]
+    first, (x, *y) = [part[:1] for part in given], [part[:2] for part in given]
+    model, _ = adapted(model, to_unit(x).clone(), objective.likelihood, *y, training=False)
     with modes_kept(model), torch.autocast(device.type, enabled=False):
         latent_dim = latent_size(model, to_unit(first[0]).clone(), *first[1:])
         model.eval()
@@ -196,6 +192,15 @@ class _Chunks:
             ratios.append(log_prior_ratio(z, logvar, noise))
         self.encoded = True
         return torch.cat(recons), torch.cat(ratios)
+
+
+def _checked_labels(
+    labels: object, n: int, model: nn.Module, device: torch.device
+) -> tuple[Tensor, ...]:
+    """Labels of n images on the device, as further arguments; none if there are none."""
+    if labels is None:
+        return ()
+    return (check_labels(labels, n, classes=classes_of(model)).to(device),)
 
 
 def _encode(model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -97,7 +97,7 @@ class Problem:
         labels = None if labels is None else labels.to(device)
         x = to_unit(images[:2].to(device)).clone()
         y = () if labels is None else (labels[:2],)
-        vae, understood = (model, []) if y else adapted(model, x, objective.likelihood)
+        vae, understood = adapted(model, x, objective.likelihood, *y)
         notes += understood
         with untouched(vae):
             latent_dim = latent_size(vae, x[:1], *(t[:1] for t in y))

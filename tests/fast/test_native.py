@@ -337,10 +337,10 @@ def test_what_is_built_before_the_engine_counts_as_compiling(
     """Whether bfloat16 is to be had is found out by building the kernel."""
     images = _images(20, (6, 6), 0.3, torch.uint8)
     _native(VAE((6, 6), (16,), 2), images, Objective(), 20)  # so that the kernel itself is built
-    monkeypatch.setattr("vaebench.fast.native.dark", lambda _: time.sleep(3))
+    monkeypatch.setattr("vaebench.fast.native.dark", lambda _: time.sleep(1))
     built = make_engine(VAE((6, 6), (16,), 2), images, Objective(), 20, 1e-3, CPU, compile=True)
     (took,) = re.findall(r"--compile: (?:took|a compiled step took) ([\d.]+)", built.notes[-1])
-    assert float(took) >= 3
+    assert float(took) >= 1
 
 
 def test_fit_trains_by_it_and_says_so() -> None:

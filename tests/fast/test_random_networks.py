@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, Phase, event, given, settings
 from torch import Tensor
 
 from tests.engines import PLAIN, problem_of
@@ -27,6 +27,7 @@ from vaebench.reference import ReferenceEngine
 
 BATCH, LR, IMAGES = 16, 1e-3, 53  # the last batch has five
 EPOCHS = 13  # of four steps: 52 in all
+EPS = 1e-4  # Adam's: what is but rounding, as a bias's gradient before batch norm, makes no step
 CPU = torch.device("cpu")
 FAST = without(FastConfig(), "flush_denormal", "amp")
 # What is asked for, and whether the images stay on the device.
@@ -40,6 +41,7 @@ SETTINGS = {
     "deadline": None,
     "derandomize": True,
     "database": None,
+    "phases": [Phase.generate],  # a smaller network fails no plainer, and takes minutes to find
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 }
 
@@ -72,7 +74,7 @@ def _reference(network: Network, images: Tensor, dtype: torch.dtype) -> Referenc
     images = images if dtype == torch.float32 else images.to(dtype) / 255
     return ReferenceEngine(
         RandomVAE(network).to(dtype), images, batch_size=BATCH, lr=LR, device=CPU,
-        likelihood="bernoulli", sigma=1.0, beta=1.0,
+        likelihood="bernoulli", sigma=1.0, beta=1.0, adam_eps=EPS,
     )  # fmt: skip
 
 
@@ -94,27 +96,29 @@ def _rmse(a: Tensor, truth: Tensor) -> float:
 
 def _check_step(
     network: Network, images: Tensor, engine: StepEngine, plain: ReferenceEngine
-) -> None:
-    """L1: one step; ELBO and gradients."""
+) -> ReferenceEngine:
+    """L1: one step; ELBO and gradients. Return the reference in float64, trained as far."""
     order, noise = (t[:BATCH] for t in _numbers(0))
     want, got = _elbo(plain, order, noise), _elbo(engine, order, noise)
     assert got[0] == pytest.approx(want[0], rel=1e-5)
-    # In float64 dropout draws other numbers: then the reference's own gradients are the truth.
-    truth = plain if network.random else _reference(network, images, torch.float64)
-    if truth is not plain:
-        truth.epoch(order, noise.double())
+    truth = _reference(network, images, torch.float64)
+    _elbo(truth, order, noise.double())
     true = dict(truth.model.named_parameters())
     theirs = dict(plain.model.named_parameters())
+    # A gradient that is 0, as a bias's before batch norm, is a sum of others that cancel out.
+    sizes = {name: _rmse(p.grad, 0 * p.grad) for name, p in true.items() if p.grad is not None}
     names = {id(p): name for name, p in engine.model.named_parameters()}
     assert isinstance(engine.optimizer, AdamState)
     for p, m in zip(engine.optimizer.params, engine.optimizer.m, strict=True):
         name = names[id(p)]
         assert true[name].grad is not None, name
         grad = m / 0.1  # moments start at zero
-        allowed = 2 * _rmse(theirs[name].grad, true[name].grad) + 1e-5
+        size = max(1.0, sizes[name] if sizes[name] > 1e-9 else max(sizes.values()))
+        allowed = 2 * _rmse(theirs[name].grad, true[name].grad) + 1e-5 * size
         assert _rmse(grad, true[name].grad) <= allowed, name
     trained = {names[id(p)] for p in engine.optimizer.params}
     assert trained == {name for name, p in theirs.items() if p.grad is not None}
+    return truth
 
 
 def _check_network(
@@ -122,7 +126,7 @@ def _check_network(
 ) -> None:
     for name, (fast, resident) in engines.items():
         model = RandomVAE(network)
-        problem = problem_of(model, images, Objective(), BATCH, LR, resident=resident)
+        problem = problem_of(model, images, Objective(), BATCH, LR, resident=resident, adam_eps=EPS)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             built = make_engine(problem, fast)
@@ -130,12 +134,14 @@ def _check_network(
             event(f"{name} stood aside: {str(warning.message)[:60]}")
         event(f"{name}: {', '.join(k for k, v in built.actual.items() if v is True) or 'plain'}")
         plain = _reference(network, images, torch.float32)
-        _check_step(network, images, built.engine, plain)
+        truth = _check_step(network, images, built.engine, plain)
         for epoch in range(1, EPOCHS + 1):
             order, noise = _numbers(epoch)
             want, got = _elbo(plain, order, noise), _elbo(built.engine, order, noise)
-            assert got[:2] == pytest.approx(want[:2], rel=1e-3), (name, epoch)
-            assert got[2] == pytest.approx(want[2], rel=1e-2), (name, epoch)
+            true = _elbo(truth, order, noise.double())
+            for a, b, t, bar in zip(got, want, true, (1e-3, 1e-3, 1e-2), strict=True):
+                # What magnifies rounding moves the reference as far from float64.
+                assert abs(a - b) <= bar * abs(b) + 2 * abs(b - t), (name, epoch)
 
 
 @settings(max_examples=5, **SETTINGS)  # type: ignore[arg-type]

@@ -95,4 +95,4 @@ def test_a_technique_goes_with_its_file_and_its_line(
     report = _python(copy, "-m", "pytest", "-q", *told, *chosen)
     passed = re.search(r"(\d+) passed", report)
     assert passed, report
-    assert int(passed[1]) >= 3, report
+    assert int(passed[1]) >= 2, report  # the plain step, and a technique

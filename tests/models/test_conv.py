@@ -262,6 +262,7 @@ def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_trained_from_the_command_line(npz: Path, tmp_path: Path) -> None:
     """A run, its model, its pictures; the page that decodes in the browser is left out."""
     line = [sys.executable, "-m", "vaebench.train", "--workload", "conv", "--data", str(npz),

@@ -158,7 +158,10 @@ def _train(book: Textbook, grey: Tensor) -> tuple[float, nn.ModuleDict]:
     return total / len(x), net
 
 
-@pytest.mark.parametrize("name", TEXTBOOK)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in ("iwae k=5", "aevb z=2"))) for n in TEXTBOOK],
+)
 def test_trains_as_its_textbook(name: str, npz: Path, tmp_path: Path) -> None:
     book = TEXTBOOK[name]
     words = f"--workload {name.split()[0]} --epochs 1 --holdout {HELD_OUT} --device cpu --quiet"

@@ -71,7 +71,6 @@ def evaluate_run(args: "argparse.Namespace") -> None:
     """Evaluate as the arguments say; write and print the result."""
     import torch
 
-    from vaebench.data.binarize import NOTES, meaning
     from vaebench.evaluation import evaluate
     from vaebench.fast.threads import thread_settings
     from vaebench.runs.folder import CONFIG, RESULT, load, read_json, write_json
@@ -104,7 +103,6 @@ def evaluate_run(args: "argparse.Namespace") -> None:
                 progress=not args.quiet,
             )
         )
-    how = config.get("binarize", "none")
     result = {
         "run": str(args.run),
         "workload": config["workload"],
@@ -114,9 +112,7 @@ def evaluate_run(args: "argparse.Namespace") -> None:
         "images_of_the_run": own,
         "split": args.split,
         "conditional": split.labels is not None,
-        "binarize": how,
-        "binarization": NOTES.get(how, "pixels as they are in the data"),
-        "meaning": meaning(config["likelihood"], split.images, how),
+        **_meaning(config, split),
         "seed": args.seed,
         "elbo": found.elbo,
         **dataclasses.asdict(found),
@@ -197,6 +193,18 @@ def _split(args: "argparse.Namespace", config: dict[str, Any], data: "Dataset") 
     if not len(images):
         raise InputError(f"{args.run} has no {args.split} images: choose another --split")
     return ImageSet(images, None if labels is None else labels[: args.images])
+
+
+def _meaning(config: dict[str, Any], split: "ImageSet") -> dict[str, str]:
+    """Say what was made of the pixels, and what their score means."""
+    from vaebench.data.binarize import NOTES, meaning
+
+    how = config.get("binarize", "none")
+    return {
+        "binarize": how,
+        "binarization": NOTES.get(how, "pixels as they are in the data"),
+        "meaning": meaning(config["likelihood"], split.images, how),
+    }
 
 
 def _peak_bytes() -> int | None:

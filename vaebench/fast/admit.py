@@ -5,7 +5,8 @@ was tested with, and wrong for this one: a hook that it does not see, state that
 another driver. So it trains the same few batches as the plain engine, from the same state, and what
 the two leave must agree, but for rounding. How much that may be is measured: as far as the plain
 engine's own results move when the images of each batch stand in other orders, which changes nothing
-but the rounding of sums.
+but the rounding of sums, and when each parameter is off by no more than its own rounding, which
+does to every layer what another order of its sums does.
 
 Some networks make much of little: batch norm of a few images, or an activation's kink that a value
 falls on either side of. If several steps end too far apart, each step is tried from the very state
@@ -18,7 +19,7 @@ the model.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import NamedTuple
 
@@ -33,6 +34,8 @@ from vaebench.system.toolchain import CompileError
 MARGIN = 1.1
 # Rounding of another kind may weigh more than that of another order, by so much.
 FACTOR = 8.0
+# What parameters are moved by, relatively: two roundings of float32.
+NUDGE = 2.0**-23
 # Relative to a tensor's own size.
 ROUNDING = 1e-6
 
@@ -41,7 +44,7 @@ ROUNDING = 1e-6
 # where that is nothing but rounding.
 BEFORE = 2
 # Steps that are tried one by one. A kink that is met in one of them is not met in all.
-SINGLE = 3
+SINGLE = 5
 
 
 class Tolerance(NamedTuple):
@@ -110,23 +113,19 @@ def disagreement(
             return None  # which training will tell; the trial can tell nothing
         worst = max(together.differences(tolerance))
         if worst.share > 1 and engine.steps_at_once == 1:
-            apart = _by_steps(engine, plain, order, noise, tolerance)
+            apart = _by_steps(engine, plain, tolerance)
             wide = Tolerance(*map(max, tolerance, ROUNDED))
             worst = max(apart, *together.differences(wide))
     return worst.said if worst.share > 1 else None
 
 
-def _by_steps(
-    engine: StepEngine, plain: StepEngine, order: Tensor, noise: Tensor, tolerance: Tolerance
-) -> Difference:
+def _by_steps(engine: StepEngine, plain: StepEngine, tolerance: Tolerance) -> Difference:
     """The worst that every one of a few single steps shows, of each size of batch."""
     found: list[Difference] = []
     for size in plain.problem.batch_sizes:
-        starts = range(0, min(SINGLE * size, len(order) - size + 1), size)
-        steps = [
-            _Trial(engine, plain, order[i : i + size], noise[i : i + size], [size]) for i in starts
-        ]
-        each = [step.differences(tolerance) for step in steps]
+        order, noise = _numbers(plain, SINGLE * size)
+        batches = zip(order.split(size), noise.split(size), strict=True)
+        each = [_Trial(engine, plain, *b, [size]).differences(tolerance) for b in batches]
         found += [min(shown) for shown in zip(*each, strict=True)]
     return max(found)
 
@@ -150,17 +149,19 @@ class _Trial:
 
     @cached_property
     def others(self) -> list[Outcome]:
-        """The plain engine's outcomes in other orders; none where the two agree to the bit."""
+        """The plain engine's outcomes, rounded otherwise; none where the two agree to the bit."""
         both = zip(self.got.tensors, self.want.tensors, strict=True)
         if self.got.sums == self.want.sums and all(torch.equal(a, b) for a, b in both):
             return [self.want]
         plain, chunks = self.plain, self.chunks
-        return [
-            _outcome(
-                plain, *_reordered(self.order, self.noise, chunks, plain.batch_size, how), chunks
-            )
+        orders = [
+            _reordered(self.order, self.noise, chunks, plain.batch_size, how)
             for how in (_reversed, _rotated)
         ]
+        with plain.unchanged():
+            _nudge(plain.optimizer.params)
+            nudged = _outcome(plain, self.order, self.noise, chunks)
+        return [nudged, *(_outcome(plain, *order, chunks) for order in orders)]
 
     def differences(self, tolerance: Tolerance) -> list[Difference]:
         """Those of recon, kl and each tensor."""
@@ -265,6 +266,15 @@ def _reversed(batch: Tensor) -> Tensor:
 
 def _rotated(batch: Tensor) -> Tensor:
     return batch.roll(len(batch) // 3 + 1, 0)
+
+
+def _nudge(params: Sequence[Tensor]) -> None:
+    """Move each number up or down by ``NUDGE``, as chance has it; always the same chance."""
+    generator = torch.Generator().manual_seed(0)
+    for p in params:
+        signs = torch.randint(2, p.shape, generator=generator).mul_(2).sub_(1).to(p.device)
+        with torch.no_grad():
+            p.mul_(1 + NUDGE * signs)
 
 
 def _norm(t: Tensor) -> float:

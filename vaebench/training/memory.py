@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vaebench.data.images import to_unit
 from vaebench.data.streaming import fits
 from vaebench.errors import ResourceError
+from vaebench.models.adapt import adapted
 from vaebench.models.protocol import as_vae, latent_size
 from vaebench.objective import Objective, loss_terms
 
@@ -89,9 +90,10 @@ def _fits(model: nn.Module, objective: Objective, images: Tensor, *y: Tensor) ->
     model.eval()  # batch norm keeps its statistics
     try:
         x = to_unit(images)
-        shape = objective.noise_shape(len(x), latent_size(model, x[:1], *(t[:1] for t in y)))
+        vae, _ = adapted(model, x[:2], objective.likelihood, *(t[:2] for t in y))
+        shape = objective.noise_shape(len(x), latent_size(vae, x[:1], *(t[:1] for t in y)))
         eps = torch.zeros(shape, device=x.device)
-        loss, _, _ = loss_terms(as_vae(model), objective, x, eps, *y)
+        loss, _, _ = loss_terms(as_vae(vae), objective, x, eps, *y)
         torch.autograd.grad(loss, parameters, allow_unused=True)
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):

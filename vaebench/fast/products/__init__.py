@@ -25,6 +25,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from vaebench.fast.draft import Draft, Offer
 from vaebench.fast.products import operators
@@ -104,8 +105,8 @@ def plan(
 ) -> Products | None:
     """Choose for each convolution of a model by a race; None if it has none that suits.
 
-    A model may not take what lies channels last, as where it calls ``view``: then results are laid
-    out as the library does it.
+    A model may not take what lies channels last, as where it calls ``view``, or draw random numbers
+    in another order for it, as dropout does: then results are laid out as the library does it.
 
     Args:
         model: stays as it is.
@@ -120,12 +121,14 @@ def plan(
     if not shapes:
         return None
     operators.build()
+    kept = {name: dataclasses.replace(shape, contiguous=True) for name, shape in shapes.items()}
+    if any(isinstance(m, _DropoutNd) and m.p for m in model.modules()):
+        shapes = kept  # dropout draws in the order of memory: laid out otherwise, it drops others
     products = Products({name: choose(shape) for name, shape in shapes.items()})
     try:
         with products.within(model):
             run()
     except RuntimeError:
-        kept = {n: dataclasses.replace(shape, contiguous=True) for n, shape in shapes.items()}
         return Products({name: choose(shape) for name, shape in kept.items()})
     return products
 

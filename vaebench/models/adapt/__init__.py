@@ -38,13 +38,13 @@ class Adapted(nn.Module):
         self.ways: dict[bool, tuple[Encoding, Decoding]] = {}  # by whether the model is in training
         self.notes: list[str] = []
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Give (mu, logvar), each (B, Z), of q(z|x) for images x (B, ...)."""
+    def encode(self, x: Tensor, *y: Tensor) -> tuple[Tensor, Tensor]:
+        """Give (mu, logvar), each (B, Z), of q(z|x) for images x (B, ...), and labels y if any."""
         if not self.ways:
-            self.ways, self.notes = _understand(self.model, x, self.likelihood, self.said, True)
-        return self.ways[self.model.training][0](self.model, x)
+            self.ways, self.notes = _understand(self.model, x, y, self.likelihood, self.said, True)
+        return self.ways[self.model.training][0](self.model, x, *y)
 
-    def decode(self, z: Tensor) -> Output:
+    def decode(self, z: Tensor, *y: Tensor) -> Output:
         """Give the output for z (B, Z): Bernoulli logits, Gaussian means, or Gaussian.
 
         Raises:
@@ -52,7 +52,7 @@ class Adapted(nn.Module):
         """
         if not self.ways:
             raise InputError("encode some images first: by them it is found how the model decodes")
-        return self.ways[self.model.training][1](self.model, z)
+        return self.ways[self.model.training][1](self.model, z, *y)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Give the model's own, under its own keys."""
@@ -79,8 +79,8 @@ class EncoderAndDecoder(nn.Module):
 def adapt(
     model: nn.Module | tuple[nn.Module, nn.Module],
     *,
-    encode: str | Callable[[Tensor], Any] | None = None,
-    decode: str | Callable[[Tensor], Any] | None = None,
+    encode: str | Callable[..., Any] | None = None,
+    decode: str | Callable[..., Any] | None = None,
     likelihood: str | None = None,
 ) -> Adapted:
     """Give a model, as its author wrote it, the ``encode`` and ``decode`` that the trainer needs.
@@ -96,9 +96,9 @@ def adapt(
         encode: what the model's own gives, in order: ``"mu, sigma"``, ``"_, mu, logvar"``, with
             ``logvar``, ``logstd``, ``sigma`` or ``variance``, and ``_`` for anything else (one
             tensor is cut in halves); or a method's name; or a function of x (B, ...) to call in its
-            place, whose result may be any of the above.
-        decode: the same of a function of z (B, Z): ``"logits"``, ``"probabilities"``, ``"mean"``,
-            ``"mean, logvar"``.
+            place, or of x and y where there are labels, whose result may be any of the above.
+        decode: the same of a function of z (B, Z), or of z and y: ``"logits"``,
+            ``"probabilities"``, ``"mean"``, ``"mean, logvar"``.
         likelihood: what it is used for where nothing else is said, ``"bernoulli"`` or
             ``"gaussian"``; default: the model's own, else Bernoulli.
 
@@ -116,7 +116,7 @@ def adapt(
 
 
 def adapted(
-    model: nn.Module, x: Tensor, likelihood: str, *, training: bool = True
+    model: nn.Module, x: Tensor, likelihood: str, *y: Tensor, training: bool = True
 ) -> tuple[nn.Module, list[str]]:
     """Give a model the form that the trainer needs, having tried it; leave no trace in it.
 
@@ -124,6 +124,7 @@ def adapted(
         model: anything that :func:`adapt` takes, or what it gave.
         x: (B, ...) floats, a few images, on the model's device.
         likelihood: ``"bernoulli"`` or ``"gaussian"``: what its output is used for.
+        y: (B, ...) labels of the images, where it takes them.
         training: whether it is to be trained; else it is tried in eval mode only.
 
     Returns:
@@ -135,7 +136,7 @@ def adapted(
     """
     known = model.said if isinstance(model, Adapted) else Said()
     whole = model.model if isinstance(model, Adapted) else as_module(model)
-    ways, notes = _understand(whole, x, likelihood, known, training)
+    ways, notes = _understand(whole, x, y, likelihood, known, training)
     if all(encoding.plain and decoding.plain for encoding, decoding in ways.values()):
         return whole, []
     result = Adapted(whole, known, likelihood)
@@ -167,7 +168,12 @@ def classes_of(model: nn.Module) -> int | None:
 
 
 def _understand(
-    model: nn.Module, x: Tensor, likelihood: str, known: Said, training: bool
+    model: nn.Module,
+    x: Tensor,
+    y: tuple[Tensor, ...],
+    likelihood: str,
+    known: Said,
+    training: bool,
 ) -> tuple[dict[bool, tuple[Encoding, Decoding]], list[str]]:
     """Find how a model encodes and decodes, in training and out of it; and say what was found."""
     with (
@@ -177,13 +183,14 @@ def _understand(
         untouched(model),
     ):
         # Two at least: batch norm does not train on one.
-        x = x.detach().clone() if len(x) > 1 else x.detach().repeat(2, *[1] * (x.dim() - 1))
+        x, *labels = (t.detach().repeat(3 - min(len(t), 2), *[1] * (t.dim() - 1)) for t in (x, *y))
+        y = tuple(labels)
         model.eval()
-        way, notes = _tried(Trial(model, x, likelihood, known))
+        way, notes = _tried(Trial(model, x, y, likelihood, known))
         ways = {False: way, True: way}
         if training:
             model.train()
-            ways[True], more = _tried(Trial(model, x, likelihood, known))
+            ways[True], more = _tried(Trial(model, x, y, likelihood, known))
             notes += more
     return ways, list(dict.fromkeys(notes))
 

@@ -27,7 +27,7 @@ def find_decoding(trial: Trial, encoding: Encoding) -> Decoding:
     Raises:
         InputError: it cannot be found, or what it gives cannot be used.
     """
-    mu, _ = trial.run(lambda: encoding(trial.model, trial.x))
+    mu, _ = trial.run(lambda: encoding(trial.model, trial.x, *trial.y))
     z = mu + trial.noise(*mu.shape)
     trial.latent = encoding.latent
     faults: list[tuple[Source, Exception]] = []
@@ -62,7 +62,7 @@ def _try(
 
 def _read(trial: Trial, source: Source, latent: tuple[int, ...], mu: Tensor, z: Tensor) -> Decoding:
     def work(z: Tensor) -> Any:
-        return trial.run(lambda: called(trial.model, source, shaped(z, latent)))
+        return trial.run(lambda: called(trial.model, source, shaped(z, latent), *trial.y))
 
     value = work(z)
     method, said = trial.method(source), trial.said.decoded
@@ -118,7 +118,8 @@ def _ended(trial: Trial, found: Decoding, z: Tensor) -> Decoding:
         return found
 
     def run(z: Tensor = z) -> Tensor:
-        value = trial.run(lambda: called(trial.model, found.source, shaped(z, found.latent)))
+        given = (shaped(z, found.latent), *trial.y)
+        value = trial.run(lambda: called(trial.model, found.source, *given))
         output: Tensor = follow(value, path)
         return output
 

@@ -65,7 +65,7 @@ def _read(trial: Trial, source: Source, shape: tuple[int, ...] | None) -> Encodi
     heads: tuple[str, str] | None = None
 
     def work(seed: int = 0, x: Tensor = x) -> Any:
-        return trial.run(lambda: called(trial.model, source, x, heads), seed)
+        return trial.run(lambda: called(trial.model, source, x, *trial.y, heads=heads), seed)
 
     value = work()
     if isinstance(value, Tensor):

@@ -40,12 +40,15 @@ class Trial:
     Args:
         model: in the mode that it is tried in; whoever tries it puts it back.
         x: (B, ...) images.
+        y: their labels, (B, ...), if it is given any.
         likelihood: what it is wanted for.
         said: what the caller says of it.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor, likelihood: str, said: Said) -> None:
-        self.model, self.x, self.likelihood, self.said = model, x, likelihood, said
+    def __init__(
+        self, model: nn.Module, x: Tensor, y: tuple[Tensor, ...], likelihood: str, said: Said
+    ) -> None:
+        self.model, self.x, self.y, self.likelihood, self.said = model, x, y, likelihood, said
         self.name = type(model).__name__
         self.notes: list[str] = []
         self.latent: tuple[int, ...] = ()  # of an image's z, once encoded
@@ -91,7 +94,7 @@ class Trial:
         for shape in (None, *other_shapes(self.x)):
             try:
                 with Silent():
-                    value = self.run(partial(self.model, shaped(self.x, shape)))
+                    value = self.run(partial(self.model, shaped(self.x, shape), *self.y))
             except Exception:  # it may want anything else beside x
                 continue
             return _flat(value, self.model)
@@ -100,7 +103,7 @@ class Trial:
     def refused(self, method: str, faults: list[tuple[Source, Exception]]) -> InputError:
         """Say what was wrong with the first of the sources tried, and what would help."""
         if not faults:
-            argument = "x" if method == "encode" else "z"
+            argument = self._argument(method)
             return InputError(
                 f"{self.name} has no method {method}(), nor a part of such a name: say what does "
                 f"it, as vaebench.adapt(model, {method}=lambda {argument}: ...)"
@@ -110,18 +113,23 @@ class Trial:
             hint = f": {HINTS[method]}" if fault.helped else ""
             refusal = InputError(f"{self.name}: {called_by(source)} gave {fault}{hint}")
         elif method == "encode":
+            labels = f" with labels of shape {tuple(self.y[0].shape[1:])}" if self.y else ""
             refusal = InputError(
-                f"{self.name} does not take images of shape {tuple(self.x.shape[1:])}: "
+                f"{self.name} does not take images of shape {tuple(self.x.shape[1:])}{labels}: "
                 f"{called_by(source)} raised {reason(fault)}"
             )
         else:
             refusal = InputError(
                 f"{self.name}: {called_by(source)} raised {reason(fault)} for z of shape "
                 f"{self.latent}; if it is to be called otherwise, say how: "
-                "vaebench.adapt(model, decode=lambda z: ...)"
+                f"vaebench.adapt(model, decode=lambda {self._argument(method)}: ...)"
             )
         refusal.__cause__ = fault
         return refusal
+
+    def _argument(self, method: str) -> str:
+        """What a function in the place of a method is called with."""
+        return ("x" if method == "encode" else "z") + ", y" * bool(self.y)
 
 
 def called_by(source: Source) -> str:

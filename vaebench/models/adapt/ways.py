@@ -15,7 +15,7 @@ from vaebench.models.adapt.squash import Without
 from vaebench.models.protocol import Gaussian, Output
 
 # A method or a part of the model, by name, or a function of the caller's.
-Source = str | Callable[[Tensor], Any]
+Source = str | Callable[..., Any]
 # Nearer to 0 and 1 than this, probabilities are clamped: both logarithms are finite then.
 LEAST, MOST = 1e-12, 1 - 2**-24
 
@@ -72,9 +72,9 @@ class Encoding:
     latent: tuple[int, ...]
     plain: bool
 
-    def __call__(self, model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, model: nn.Module, x: Tensor, *y: Tensor) -> tuple[Tensor, Tensor]:
         """(mu, logvar), each (B, Z)."""
-        value = called(model, self.source, shaped(x, self.shape), self.heads)
+        value = called(model, self.source, shaped(x, self.shape), *y, heads=self.heads)
         mu, scale = self.pair.of(value)
         return mu.flatten(1), logvar_of(scale, self.pair.spread).flatten(1)
 
@@ -94,20 +94,20 @@ class Decoding:
     clamped: bool = False
     plain: bool = False
 
-    def __call__(self, model: nn.Module, z: Tensor) -> Output:
+    def __call__(self, model: nn.Module, z: Tensor, *y: Tensor) -> Output:
         """Logits of a Bernoulli likelihood; the mean, or mean and logvar, of a Gaussian one."""
         z = shaped(z, self.latent)
         if isinstance(self.output, Pair):
-            mean, scale = self.output.of(called(model, self.source, z))
+            mean, scale = self.output.of(called(model, self.source, z, *y))
             return Gaussian(mean, logvar_of(scale, self.output.spread).expand_as(mean))
         if self.sigmoid:
             without = Without("sigmoid", self.sigmoid)
             with without:
-                value = called(model, self.source, z)
+                value = called(model, self.source, z, *y)
             if without.calls < self.sigmoid:  # seen in training only where a compiler hides it
                 raise RuntimeError(f"sigmoid was called {without.calls} times, not {self.sigmoid}")
         else:
-            value = called(model, self.source, z)
+            value = called(model, self.source, z, *y)
         output: Tensor = follow(value, self.output)
         return logits_of(output) if self.clamped else output
 
@@ -120,10 +120,10 @@ def logits_of(probabilities: Tensor) -> Tensor:
 
 
 def called(
-    model: nn.Module, source: Source, value: Tensor, heads: tuple[str, str] | None = None
+    model: nn.Module, source: Source, *values: Tensor, heads: tuple[str, str] | None = None
 ) -> Any:
-    """What a source gives, put through the heads, if there are any."""
-    given = getattr(model, source)(value) if isinstance(source, str) else source(value)
+    """What a source gives for x or z, and y if there is any, put through the heads."""
+    given = getattr(model, source)(*values) if isinstance(source, str) else source(*values)
     if heads is None:
         return given
     mu, scale = (getattr(model, head) for head in heads)
