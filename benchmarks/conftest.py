@@ -39,9 +39,9 @@ from vaebench.system.timing import peak_flops
 from vaebench.training.fit import training_flops
 
 # Of a stored result, what may differ between two runs that are compared.
-FREE = ("commit", "load")
+FREE = ("commit",)
 # Rounds of which there are at least so many, however slow: alone, and where a ratio is taken.
-LEAST, LEAST_PAIRS = 3, 6
+MIN_ROUNDS, MIN_PAIRS = 3, 6
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Size:
     block: int  # images per timed block of steps
     peers: int  # images per timed round of the peers
     rounds: int  # at most
-    seconds: float  # for all rounds of a benchmark, if LEAST rounds do not take longer
+    seconds: float  # for all rounds of a benchmark, if MIN_ROUNDS rounds do not take longer
 
 
 SIZES = {
@@ -121,7 +121,6 @@ def _machine_info(config: pytest.Config) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
         **fingerprint(device),
-        "load": round(os.getloadavg()[0], 1),
         "flush_denormal": True,
         "jax": _jax_version(),
         "data": _data(config).name,
@@ -159,7 +158,9 @@ def pytest_benchmark_compare_machine_info(
 
 
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
-    """Add how cost grows along each axis that was swept, and each device's roof in images/s."""
+    """Add the load, how cost grows along each axis swept, and each device's roof in images/s."""
+    # Not with the machine, which two runs that are compared must share.
+    output_json["load"] = round(os.getloadavg()[0], 1)
     benches = output_json["benchmarks"]
     output_json["exponents"] = _exponents(
         [(b["extra_info"], b["stats"]["median"]) for b in benches]
@@ -301,7 +302,7 @@ def measure(benchmark: BenchmarkFixture, size: Size) -> Measure:
                 before()
                 target()
                 took = clock() - begun
-                least = min(rounds, LEAST_PAIRS if beside else LEAST)
+                least = min(rounds, MIN_PAIRS if beside else MIN_ROUNDS)
                 rounds = max(least, min(rounds, int(size.seconds / took)))
                 theirs.clear()
             result = benchmark.pedantic(  # type: ignore[no-untyped-call]

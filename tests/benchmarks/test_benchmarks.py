@@ -52,6 +52,7 @@ def run_suite(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_suite_runs(tmp_path: Path) -> None:
     done = run_suite(tmp_path, "--benchmark-disable")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -89,6 +89,7 @@ def words(tmp_path: Path, **more: Any) -> argparse.Namespace:
     return argparse.Namespace(**{**settings, **more})
 
 
+@pytest.mark.slow
 def test_every_part_runs(
     report: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +164,7 @@ def test_without_time_everything_is_listed_as_left_out(report: ModuleType, tmp_p
     assert found["goals"]["train_seconds"] is None
 
 
+@pytest.mark.slow
 def test_a_rung_that_disagrees_is_not_timed(
     report: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
