@@ -96,7 +96,7 @@ ENGINES: dict[str, tuple[Objective, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ENGINES)
 def test_l1_l3(name: str, compile: bool, strokes: Tensor) -> None:
     """A step, then ten more across two short last batches, beside the reference and float64."""

@@ -129,6 +129,7 @@ def test_data_that_will_not_do(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_convolutional_workload_and_the_reference_take_labels(
     npz: Path, tmp_path: Path
 ) -> None:

@@ -82,6 +82,7 @@ def test_the_whole_way(npz: Path, tmp_path: Path) -> None:
     assert not model.training
 
 
+@pytest.mark.slow
 def test_strokes_stand_in_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No data on disk and no network: every host is a closed port of this machine."""
     env = {k: v for k, v in os.environ.items() if k != "VAEBENCH_DATA"}

@@ -22,8 +22,8 @@ COPIED = (
     *(f"tests/{name}.py" for name in ("__init__", "conftest", "engines")),
     *(f"tests/fast/{name}.py" for name in ("__init__", "tape", "test_equivalence")),
 )
-# Those with the most that hangs on them; the others take minutes.
-FIRST = ("compile", "graph")
+# The one with the most that hangs on it; the others take minutes.
+FIRST = ("compile",)
 EACH = [
     pytest.param(t, id=t.name, marks=[] if t.name in FIRST else pytest.mark.slow)
     for t in TECHNIQUES
