@@ -23,6 +23,8 @@ SHAPE, Z = (6, 6), 3
 class Net(nn.Module):
     """Something of everything that may be changed."""
 
+    shift: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
