@@ -32,6 +32,14 @@ from vaebench.system.toolchain import CompileError, broken_compiler, no_compiler
 # Every shape, batch size and precision is one more variant of the one step function; torch's own
 # limit of 8 would end a process that trains many kinds of model.
 MAX_VARIANTS = 256
+# Without the last two, a model with hooks, or with one parameter in two places, would be trained by
+# what was compiled for its like without.
+_DYNAMO = {
+    "trace_autograd_ops": True,
+    "recompile_limit": MAX_VARIANTS,
+    "skip_nnmodule_hook_guards": False,
+    "skip_no_tensor_aliasing_guards_on_parameters": False,
+}
 
 
 class Call(NamedTuple):
@@ -178,7 +186,7 @@ def _compiler_settings() -> Iterator[None]:
         # Advice that is not for the user: TF32 is an option of ours, and float32 means float32.
         warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
         for module, changes in (
-            (torch._dynamo.config, {"trace_autograd_ops": True, "recompile_limit": MAX_VARIANTS}),
+            (torch._dynamo.config, _DYNAMO),
             (torch._functorch.config, {"backward_pass_autocast": "off"}),
             (torch._inductor.config, {"fallback_random": True}),
         ):

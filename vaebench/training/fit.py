@@ -58,8 +58,8 @@ def fit(
 ) -> History:
     """Train ``model`` in place by maximising the ELBO, or the importance-weighted bound.
 
-    Between epochs the model may be changed: that acts from the next on. Processes that initialised
-    torch.distributed train together, each by this same call; the first one's weights count.
+    Between epochs each part is in its own mode, and changes act from the next on. Processes that
+    initialised torch.distributed train together, each by this call; the first one's weights count.
 
     Args:
         model: a module with ``encode(x) -> (mu, logvar)`` and ``decode(z) -> output``; see

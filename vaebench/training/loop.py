@@ -16,6 +16,7 @@ from vaebench.data.binarize import Sampler
 from vaebench.data.images import Images
 from vaebench.errors import TrainingError
 from vaebench.evaluation import evaluate
+from vaebench.models.snapshot import modes_kept
 from vaebench.problem import Problem
 from vaebench.system.distributed import Group
 from vaebench.system.random import MODEL, TRAINING, random_stream
@@ -124,7 +125,7 @@ class Loop:
         if self.plan.sampler:
             self.plan.sampler.draw(epoch, engine.images)
         sums = []
-        with numbers.model_draws(), engine.training():
+        with modes_kept(self.model), numbers.model_draws(), engine.training():
             for order, noise in numbers.epoch(engine.steps_at_once):
                 sums.append(engine.epoch(order, noise))
                 bar.update(len(order))

@@ -126,11 +126,6 @@ def _ended(trial: Trial, found: Decoding, z: Tensor) -> Decoding:
     end = end_of(run, ("sigmoid", *UNSUITED))
     if end and end.squash == "sigmoid":
         trial.notes.append(f"{where} ends in sigmoid: its logits are used")
-        if end.hidden:
-            trial.notes.append(
-                f"{where} calls torch.nn.functional.sigmoid, which torch.compile hides: to have "
-                "it compiled, write torch.sigmoid"
-            )
         return replace(found, sigmoid=end.place, plain=False)
     if end and said != "probabilities":
         raise InputError(

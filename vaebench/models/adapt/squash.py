@@ -6,9 +6,9 @@ slices) followed that call. No name of a layer, and no autograd graph, needs to 
 has no such end cannot be taken for one.
 """
 
-import sys
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -71,33 +71,42 @@ class Without(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@contextlib.contextmanager
+def shown() -> Iterator[None]:
+    """Within this, a compiler shows calls of F.sigmoid, as it does those of torch.sigmoid.
+
+    torch.compile takes F.sigmoid for one operation, and offers it to no TorchFunctionMode. So what
+    it traces finds the other in its place; it is put back before anything is run.
+    """
+    if not torch.compiler.is_compiling():
+        yield
+        return
+    kept, F.sigmoid = F.sigmoid, torch.sigmoid
+    try:
+        yield
+    finally:
+        F.sigmoid = kept
+
+
 class _Counting(TorchFunctionMode):
     """Within this, calls of every squash are counted."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: Counter[str] = Counter()
-        self.hidden = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         self.calls.update(name for name, squash in SQUASHES.items() if func in squash.names)
-        if func is Tensor.sigmoid:
-            self.hidden |= sys._getframe(1).f_code is F.sigmoid.__code__
         return func(*args, **(kwargs or {}))
 
 
 class End(NamedTuple):
-    """Which squash ends a computation, and by which of its calls, from 1.
-
-    ``hidden`` says that some of them are calls of F.sigmoid, which torch.compile does not show to
-    a TorchFunctionMode.
-    """
+    """Which squash ends a computation, and by which of its calls, from 1."""
 
     squash: str
     place: int
-    hidden: bool
 
 
 def end_of(run: Callable[[], Tensor], squashes: Iterable[str]) -> End | None:
@@ -120,7 +129,7 @@ def end_of(run: Callable[[], Tensor], squashes: Iterable[str]) -> End | None:
                 continue
             moves = bare.shape == whole.shape and not torch.equal(bare, whole)
             if moves and _close(SQUASHES[squash].apply(bare), whole):
-                return End(squash, place, counting.hidden)
+                return End(squash, place)
     return None
 
 
