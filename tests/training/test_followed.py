@@ -119,6 +119,17 @@ def _traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admit.Verdict, "wins", property(lambda _: True))
 
 
+# Compiling anew for each change takes a minute in all: one of them is in the first tier.
+EACH = [
+    pytest.param(
+        change, how, id=f"{change}-{engine}",
+        marks=[pytest.mark.slow] if engine == "compiled" and k else [],
+    )
+    for k, change in enumerate(CHANGES)
+    for engine, how in ENGINES.items()
+]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def images() -> Tensor:
     return torch.rand(50, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -143,8 +154,7 @@ def unchanged(images: Tensor) -> list[float]:
     return _elbos(images, Net(), engine="reference")
 
 
-@pytest.mark.parametrize("how", ENGINES.values(), ids=ENGINES)
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(("change", "how"), EACH)
 def test_what_a_callback_changes_acts_from_the_next_epoch_on(
     change: str, how: dict[str, Any], images: Tensor, unchanged: list[float]
 ) -> None:
@@ -154,8 +164,7 @@ def test_what_a_callback_changes_acts_from_the_next_epoch_on(
     assert plain != pytest.approx(unchanged, rel=1e-4)
 
 
-@pytest.mark.parametrize("how", ENGINES.values(), ids=ENGINES)
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(("change", "how"), EACH)
 def test_what_was_changed_before_is_trained_as_it_is(
     change: str, how: dict[str, Any], images: Tensor, unchanged: list[float]
 ) -> None:
