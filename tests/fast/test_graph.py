@@ -632,7 +632,7 @@ def test_the_check_lets_rounding_pass(strokes: Tensor, model: str) -> None:
     assert admit.disagreement(other, plain, pieces) is None
     order, noise = admit._numbers(plain, sum(pieces))
     mine, right = (admit._outcome(e, order, noise, pieces) for e in (other, plain))
-    assert not _equal(mine.tensors, right.tensors)  # so there was something to let pass
+    assert mine.sums != right.sums  # so there was something to let pass
 
 
 def test_a_training_that_diverges_is_not_blamed_on_the_graph(strokes: Tensor) -> None:
