@@ -22,8 +22,7 @@ void weight_grad(const Geometry& g, const Number* large, const Number* small, fl
   {
     WeightGrad<T, Number> own = w;
     own.prepare(own.large, large, first), own.prepare(own.small, small, second);
-    own.run(workspace);
-    unpack_grad(own.weights, own.live, workspace, grad);
+    own.run(workspace, grad);
   }
 }
 
@@ -54,6 +53,12 @@ void channel_sums(long rows, long channels, const Number* x, float* sums, int th
 
 // Whether bfloat16 images can be taken.
 extern "C" long vaebench_conv_bf16() { return BF16; }
+
+// Whether the small image's channels are to lie fastest in weights: (height, width, large, small),
+// else (height, width, small, large).
+extern "C" long vaebench_conv_small_fastest(long small, long large) {
+  return small_fastest(small, large);
+}
 
 // Floats of workspace, on a multiple of 64 bytes.
 extern "C" long vaebench_conv_workspace(const Geometry* g, long up, long bf16) {

@@ -3,9 +3,8 @@
 //
 // Tap u of the small image's row i meets row `stride * i + u - padding` of the large one. Going
 // down, from large to small, is a convolution; going up is a transposed convolution, or the
-// gradient of the first by its input. Images lie channels last, weights (small channels, large
-// channels, kernel height, kernel width). All sums run over taps and channels in one order, so
-// that no result depends on how the work is divided.
+// gradient of the first by its input. Images lie channels last, weights tap by tap. All sums run
+// over taps and channels in one order, so that no result depends on how the work is divided.
 
 #include <vector>
 

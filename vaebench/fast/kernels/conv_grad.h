@@ -80,7 +80,7 @@ struct Operand {
 template <class T, class Number>
 struct WeightGrad {
   const Geometry& g;
-  bool small_columns;  // whether vectors are of the small image's channels
+  bool small_columns;  // whether vectors are of the small image's channels: the faster ones
   LiveTaps live;
   Weights weights;
   Panels panels;
@@ -89,7 +89,7 @@ struct WeightGrad {
 
   WeightGrad(const Geometry& g)
       : g(g),
-        small_columns(prefers_small(g)),
+        small_columns(small_fastest(g.small_channels, g.large_channels)),
         live(g),
         weights(g, small_columns),
         panels(weights.columns),
@@ -97,20 +97,16 @@ struct WeightGrad {
         small(g.small, g.small_channels, width_of(g.small_channels, small_columns)),
         images(ceil_div(g.batch, T::depth)) {}
 
-  // Vectors go along the side that fills them better.
-  static bool prefers_small(const Geometry& g) {
-    const long small = g.small_channels, large = g.large_channels;
-    const long a = round_up(small, LANES) * large, b = round_up(large, LANES) * small;
-    return a != b ? a < b : small >= large;
-  }
-
   static long width_of(long channels, bool vectors) {
     return vectors ? round_up(channels, LANES) : channels;
   }
 
   bool copies(const Operand& side) const { return T::depth == 2 || side.width != side.channels; }
   long floats(const Operand& side) const { return copies(side) ? images * side.image : 0; }
-  long sums_floats() const { return live.count() * weights.rows * panels.vectors * LANES; }
+  // Columns that are no whole vectors are added up elsewhere.
+  bool apart_sums() const { return weights.columns % LANES; }
+  long step() const { return panels.vectors * LANES; }  // from one row of the sums to the next
+  long sums_floats() const { return apart_sums() ? live.count() * weights.rows * step() : 0; }
   long workspace() const { return sums_floats() + floats(large) + floats(small); }
 
   // Give an operand its place, and copy it there if it must be. For all threads of a team.
@@ -187,31 +183,49 @@ struct WeightGrad {
     return found;
   }
 
-  // sums (live taps, rows, columns rounded up). For all threads of a team; each has the same jobs
-  // for every block of images, in order.
-  void run(float* sums) const {
+  // Where the sums of a live tap are: of some rows, each a step long.
+  float* sums_of(long tap, float* sums, float* grad) const {
+    return apart_sums() ? sums + tap * weights.rows * step()
+                        : grad + live.taps[tap] * weights.tap_step;
+  }
+
+  // grad (taps, rows, columns), 0 at taps that are not live; sums is a workspace. For all threads of
+  // a team; each has the same jobs for every block of images, in order.
+  void run(float* sums, float* grad) const {
     const long block = block_images();
     const vector<Job> all = jobs();
     for (long first = 0; first < images; first += block)
 #pragma omp for schedule(static) nowait
       for (long j = 0; j < (long)all.size(); j++)
-        take(all[j], first, min(block, images - first), sums);
+        take(all[j], first, min(block, images - first), sums, grad);
 #pragma omp barrier
+#pragma omp for schedule(static)
+    for (long tap = 0; tap < (long)live.index.size(); tap++) {
+      float* to = grad + tap * weights.tap_step;
+      const long place = live.index[tap];
+      if (place < 0)
+        std::memset(to, 0, weights.tap_step * sizeof(float));
+      else if (apart_sums())
+        for (long row = 0; row < weights.rows; row++)
+          std::memcpy(to + row * weights.columns, sums_of(place, sums, grad) + row * step(),
+                      weights.columns * sizeof(float));
+    }
   }
 
-  void take(const Job& job, long first, long count, float* sums) const {
+  void take(const Job& job, long first, long count, float* sums, float* grad) const {
     const long v = live.taps[job.tap] % g.kernel[1];
     long start, end;  // columns that all the job's taps meet
     shared_range(v, job.taps, start, end);
-    take_columns(job, job.tap, job.taps, start, end, first, count, sums, first > 0);
+    take_columns(job, job.tap, job.taps, start, end, first, count, sums, grad, first > 0);
     for (long tap = 0; job.taps > 1 && tap < job.taps; tap++) {
       long own, columns;
       range(1, v + tap, own, columns);
       if (own < start)
         take_columns(job, job.tap + tap, 1, own, min(start, own + columns), first, count, sums,
-                     true);
+                     grad, true);
       if (own + columns > end)
-        take_columns(job, job.tap + tap, 1, max(end, own), own + columns, first, count, sums, true);
+        take_columns(job, job.tap + tap, 1, max(end, own), own + columns, first, count, sums, grad,
+                     true);
     }
   }
 
@@ -227,7 +241,7 @@ struct WeightGrad {
 
   // Add up what `taps` from `tap` on meet at the small image's columns from start to end.
   void take_columns(const Job& job, long tap, long taps, long start, long end, long first,
-                    long count, float* sums, bool add) const {
+                    long count, float* sums, float* grad, bool add) const {
     const long u = live.taps[tap] / g.kernel[1], v = live.taps[tap] % g.kernel[1];
     long y, rows;
     range(0, u, y, rows);
@@ -247,15 +261,16 @@ struct WeightGrad {
     const Loop* loops = end - start >= count ? by_image : by_place;
     const auto* scalars = (const typename T::element*)(small_columns ? l : s) + job.row;
     const float* vectors = (small_columns ? s : l) + panels.first(job.panel) * LANES;
-    const long step = panels.vectors * LANES;
-    float* to = sums + (tap * weights.rows + job.row) * step + panels.first(job.panel) * LANES;
+    float* to =
+        sums_of(tap, sums, grad) + job.row * step() + panels.first(job.panel) * LANES;
+    const long next_tap = taps > 1 ? sums_of(tap + 1, sums, grad) - sums_of(tap, sums, grad) : 0;
     with_tile(apart() ? taps : job.rows, panels.width(job.panel), [&](auto h, auto w) {
       constexpr int H = decltype(h)::vectors, W = decltype(w)::vectors;
       if (apart())
         multiply_taps_apart<T, H, W>(scalars, vectors, apart_a, apart_b, loops, to,
-                                     weights.rows * step, add);
+                                     next_tap, add);
       else
-        multiply_positions<T, H, W>(scalars, vectors, loops, to, step, add);
+        multiply_positions<T, H, W>(scalars, vectors, loops, to, step(), add);
     });
   }
 };

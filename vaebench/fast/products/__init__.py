@@ -6,15 +6,15 @@ into weights brought from one layout into another. Here (``conv.h`` and what fol
 
 - positions that meet the same taps are taken together, those of several images: a tile of the
   product then reads its rows where they lie, and nothing is gathered, padded or multiplied by zero;
-- weights are packed once a call, by squares in registers; a tap that meets only padding, on 1x1
-  pixels five out of nine, is left out;
+- weights lie tap by tap while training lasts, and are packed once a call, by squares in registers;
+  a tap that meets only padding, on 1x1 pixels five out of nine, is left out, and not even read;
 - a transposed convolution is the convolution's gradient by its input, and the other way round; the
   weights' gradient sums over positions and images, tap by tap;
 - few channels, that would leave vectors empty, are sums of products of vectors, or share a tile
   with neighbouring taps.
 
 Sums run in one order, whatever the number of threads. Images lie channels last between layers, so
-that a vector is of channels; weights stay as they are. Each layer's shape is raced against the
+that a vector is of channels. Each layer's shape is raced against the
 library's convolution, which keeps those that it is faster at.
 """
 
@@ -22,12 +22,13 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from vaebench.fast.draft import Draft, Offer
+from vaebench.fast.layout import LaidOut
 from vaebench.fast.products import operators
 from vaebench.fast.products.choice import Choice, Shape, choices, choose
 from vaebench.fast.products.layers import is_plain, native
@@ -57,6 +58,10 @@ def offer(draft: Draft) -> Offer | str:
     if not found.count:
         return found.note
     made = draft.plan.within(partial(found.within, problem.model))
+    for weight in found.weights(problem.model):
+        trained = any(weight is p for p in draft.optimizer.params)
+        tensors = draft.optimizer.belonging_to(weight) if trained else [weight]
+        made = made.within(LaidOut(tensors, operators.taps_first(*weight.shape[:2])))
     notes = [f"--products: {found.note}"]
     return Offer(draft.make(made), made, actual={"products": True}, notes=notes)
 
@@ -83,6 +88,11 @@ class Products:
             f"{self.count} of {len(self.choices)} convolutions by native kernels: alone, all take "
             f"{1e3 * ours:.2g} ms a step, {1e3 * library:.2g} by the library"
         )
+
+    def weights(self, model: nn.Module) -> list[Tensor]:
+        """The weights of those layers, each once."""
+        layers = [model.get_submodule(name) for name, c in self.choices.items() if c.manner]
+        return list({id(layer.weight): cast(Tensor, layer.weight) for layer in layers}.values())
 
     @contextlib.contextmanager
     def within(self, model: nn.Module) -> Iterator[None]:

@@ -2,7 +2,8 @@
 
 ``vaebench::conv2d`` and ``vaebench::conv_transpose2d`` are each the gradient of the other by its
 input. They take images in float32 or bfloat16 and weights in float32, and add up in float32.
-Images may lie in memory as they like; results lie channels last. The kernels (``conv.cpp``) are
+Images and weights may lie in memory as they like, but are copied if they do not lie channels last,
+and tap by tap (:func:`taps_first`), as results do. The kernels (``conv.cpp``) are
 C++, built when they are first used; the CPU only.
 """
 
@@ -47,8 +48,9 @@ class _Shape(NamedTuple):
 def _kernel() -> Any:
     """Load conv.cpp."""
     library = load_kernels(*SOURCES)
-    for name in ("workspace", "grad_workspace", "bf16"):
+    for name in ("workspace", "grad_workspace", "bf16", "small_fastest"):
         getattr(library, f"vaebench_conv_{name}").restype = c_long
+    library.vaebench_conv_small_fastest.argtypes = [c_long, c_long]
     library.vaebench_conv_workspace.argtypes = [c_void_p, c_long, c_long]
     library.vaebench_conv_grad_workspace.argtypes = [c_void_p, c_long]
     library.vaebench_conv.argtypes = [c_void_p, c_long, c_long, *[c_void_p] * 5, c_long]
@@ -69,6 +71,28 @@ def build() -> None:
 def supports_bf16() -> bool:
     """Whether this processor multiplies bfloat16; else it is widened, and multiplied as float32."""
     return bool(_kernel().vaebench_conv_bf16())
+
+
+@cache
+def taps_first(small: int, large: int) -> tuple[int, int, int, int]:
+    """The order in memory that the kernels want a weight's dimensions in, the fastest last.
+
+    The weight is (small, large, height, width). A tap that meets nothing but padding then touches
+    no memory, and weights need no transposing for one of the two directions.
+    """
+    return (2, 3, 1, 0) if _kernel().vaebench_conv_small_fastest(small, large) else (2, 3, 0, 1)
+
+
+def _in_order(weight: Tensor) -> Tensor:
+    """A weight's numbers as the kernels want them, without a copy if they lie so."""
+    return weight.permute(taps_first(weight.shape[0], weight.shape[1])).contiguous()
+
+
+def empty_weight(like: Tensor, small: int, large: int, kernel: Sequence[int]) -> Tensor:
+    """A weight (small, large, ``*kernel``), laid out as the kernels want it."""
+    order, size = taps_first(small, large), (small, large, *kernel)
+    made = like.new_empty([size[dim] for dim in order], dtype=torch.float32)
+    return made.permute([order.index(dim) for dim in range(4)])
 
 
 def conv2d_size(size: Sequence[int], kernel: Sequence[int], stride: Sequence[int],
@@ -125,7 +149,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: _Shape, up:
     if x.dtype == torch.bfloat16 and not supports_bf16():
         return _convolve(x.float(), weight, bias, shape, up).to(x.dtype)
     bf16 = x.dtype == torch.bfloat16
-    x, weight = _channels_last(x, even=bf16), weight.contiguous()
+    x, weight = _channels_last(x, even=bf16), _in_order(weight)
     bias = bias if bias is None else bias.contiguous()
     channels, size = (
         (shape.large_channels, shape.large) if up else (shape.small_channels, shape.small)
@@ -169,7 +193,7 @@ def _conv2d_weight_grad(
     x, grad = _channels_last(x), _channels_last(grad)
     shape = _Shape(len(x), x.shape[1], grad.shape[1], tuple(x.shape[2:]), tuple(grad.shape[2:]),
                    tuple(kernel), tuple(stride), tuple(padding))  # fmt: skip
-    found = x.new_empty(grad.shape[1], x.shape[1], *kernel, dtype=torch.float32)
+    found = empty_weight(x, grad.shape[1], x.shape[1], kernel)
     geometry, floats = _prepared(shape, None, bf16)
     _kernel().vaebench_conv_weight_grad(
         byref(geometry), bf16, x.data_ptr(), grad.data_ptr(), found.data_ptr(), _workspace(floats),
@@ -217,9 +241,7 @@ _define(
     "conv2d_weight_grad(Tensor x, Tensor grad, int[] kernel, int[] stride, int[] padding) "
     "-> Tensor",
     _conv2d_weight_grad,
-    lambda x, grad, kernel, stride, padding: x.new_empty(
-        grad.shape[1], x.shape[1], *kernel, dtype=torch.float32
-    ),
+    lambda x, grad, kernel, stride, padding: empty_weight(x, grad.shape[1], x.shape[1], kernel),
 )
 _define(
     "channel_sums(Tensor x) -> Tensor",
