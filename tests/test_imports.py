@@ -29,7 +29,8 @@ reference fast.layout fast.step fast.stream fast.parallel fast.admit fast.draft 
     fast.threads fast.kernels.nonzero fast.kernels.triton_tiles fast.kernels.triton_kernels
     fast.kernels.triton_step fast.kernels.triton_offer fast.adagrad fast.adam fast.flush_denormal
     fast.tf32 fast.amp
-    fast.products.operators fast.products.layers fast.products.choice fast.products fast.persistent
+    fast.products.operators fast.products.layers fast.products.choice fast.products fast.batch_norm
+    fast.persistent
     fast.triton fast.native fast.sparse fast.fused_likelihood fast.compile fast.graph fast.build
 evaluation
 training.history training.schedules training.state training.divergence training.memory

@@ -60,6 +60,7 @@ def test_the_suite_runs(tmp_path: Path) -> None:
     assert "SKIPPED" not in done.stdout or "CUDA" in done.stdout or "jax" in done.stdout
 
 
+@pytest.mark.slow
 def test_comparing_across_machines_is_refused(tmp_path: Path) -> None:
     words = ("-k", "encode and cpu", f"--benchmark-storage=file://{tmp_path}")
     done = run_suite(tmp_path, *words, "--benchmark-save=here")
@@ -310,6 +311,7 @@ def test_only_what_is_wrong_fails_and_the_last_line_says_why(tmp_path: Path) -> 
 # Equality of whole trainings.
 
 
+@pytest.mark.slow
 def test_equality_resumes_and_refuses_other_settings(
     load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

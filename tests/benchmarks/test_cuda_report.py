@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from tests.fast.tape import TapeCapture
+from tests.tiers import first
 from vaebench.fast import build as builder
 from vaebench.fast import graph
 from vaebench.fast.graph import GraphEngine
@@ -212,8 +213,8 @@ def test_what_breaks_leaves_the_rest(load: Load, tmp_path: Path) -> None:
     ("name", "images", "said"),
     [
         ("resident", 300, None),
-        ("products", 300, "ran without products"),
-        ("resident", 0, "ended with status 1"),
+        pytest.param("products", 300, "ran without products", marks=pytest.mark.slow),
+        pytest.param("resident", 0, "ended with status 1", marks=pytest.mark.slow),
     ],
 )
 def test_a_rung_is_tried_in_a_process_of_its_own(
@@ -245,6 +246,7 @@ def test_parts_share_the_time(load: Load, tmp_path: Path) -> None:
     assert short.found["skipped"] == ["that one"]
 
 
+@pytest.mark.slow
 def test_a_peer_that_disagrees_or_dies_is_not_timed(report: ModuleType) -> None:
     def start(name: str, *given: Any, **more: Any) -> InProcess:
         if name == "torch.compile(model)":
@@ -310,7 +312,7 @@ def test_goals_are_medians_of_what_there_is(load: Load) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 @pytest.mark.parametrize(
-    ("line", "said"), [((), "torch sees no CUDA device"), (("--device=cpu",), "--out")]
+    ("line", "said"), first(1, [((), "torch sees no CUDA device"), (("--device=cpu",), "--out")])
 )
 def test_without_cuda_it_says_so_in_a_line(line: tuple[str, ...], said: str) -> None:
     done = subprocess.run(

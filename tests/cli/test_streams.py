@@ -95,7 +95,7 @@ def test_any_stream_will_do(streams: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "streams"),
     [
-        ("train", "stderr closed"),
+        pytest.param("train", "stderr closed", marks=pytest.mark.slow),
         ("train", "all closed"),
         ("evaluate", "the plainest locale"),
         ("plot", "a reader of one byte of both"),

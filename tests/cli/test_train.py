@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import vaebench
+from tests.tiers import first
 from vaebench.cli.summary import describe
 from vaebench.cli.train import parse
 from vaebench.config import OPTIONS, TrainConfig
@@ -168,7 +169,9 @@ def test_damaged_mnist_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    "number", first(1, [signal.SIGINT, signal.SIGTERM]), ids=["SIGINT", "SIGTERM"]
+)
 def test_interrupt_keeps_what_was_trained(number: int, npz: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     args = ["--data", npz, "--device", "cpu", "--out", out, *SMALL, "--epochs", "100000"]
@@ -190,6 +193,7 @@ def test_interrupt_keeps_what_was_trained(number: int, npz: Path, tmp_path: Path
     assert "epoch   1" in output
 
 
+@pytest.mark.slow
 def test_plot(npz: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     done = _run("--data", npz, "--device", "cpu", "--out", out, *SMALL, "--plot")

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import vaebench
+from tests.tiers import first
 from vaebench.data.strokes import make_strokes
 from vaebench.errors import InputError
 from vaebench.fast.parallel import exchange
@@ -100,7 +101,7 @@ def test_two_processes_are_one(npz: Path, tmp_path: Path) -> None:
     assert result["notes"] == ["2 processes took parts of each batch of 45"]
 
 
-@pytest.mark.parametrize(("lost", "number"), [(0, signal.SIGKILL), (1, signal.SIGSTOP)])
+@pytest.mark.parametrize(("lost", "number"), first(1, [(0, signal.SIGKILL), (1, signal.SIGSTOP)]))
 def test_one_that_is_lost_ends_the_others(
     lost: int, number: int, npz: Path, tmp_path: Path
 ) -> None:

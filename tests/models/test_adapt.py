@@ -14,6 +14,7 @@ from torch.nn.functional import sigmoid as own_name
 import vaebench
 from tests.models import others
 from tests.models.others import OTHERS, SHAPE, Output, Plain
+from tests.tiers import first
 from vaebench.errors import InputError
 from vaebench.models.adapt import Adapted, EncoderAndDecoder, adapt, adapted
 from vaebench.objective import Objective, loss_terms
@@ -107,7 +108,7 @@ def test_the_reference_trains_the_same(kind: type[nn.Module], x: Tensor) -> None
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", OTHERS, ids=NAMES)
+@pytest.mark.parametrize("kind", first(8, OTHERS), ids=NAMES)
 def test_it_is_traced_into_one_graph(kind: type[nn.Module], x: Tensor) -> None:
     model, plain = twins(kind)
     vae = brought_in(model, x)

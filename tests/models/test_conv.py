@@ -290,6 +290,7 @@ def test_trained_from_the_command_line(npz: Path, tmp_path: Path) -> None:
         draw(run, ["explore"])
 
 
+@pytest.mark.slow
 def test_a_run_of_a_model_loaded_from_elsewhere(saved: Path, tmp_path: Path) -> None:
     """What was trained there can be trained on here, and written as a run's model."""
     model = vaebench.load_state_dict_from(saved, image_shape=(28, 28))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.tiers import first
 from vaebench import VAE, fit
 from vaebench.fast import fused_likelihood, native, sparse
 from vaebench.system import toolchain
@@ -97,7 +98,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("damage", first(2, DAMAGE.values()), ids=DAMAGE)
 def test_a_damaged_kernel_is_built_anew(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     library = _build_and_forget(tmp_path)
     whole = library.read_bytes()
@@ -192,7 +193,7 @@ MOUNTS = {  # how the folder for keeping is mounted, and what a start with no ke
 }
 
 
-@pytest.mark.parametrize(("mount", "said"), MOUNTS.items(), ids=MOUNTS)
+@pytest.mark.parametrize(("mount", "said"), first(2, MOUNTS.items()), ids=MOUNTS)
 def test_a_mounted_folder(mount: str, said: str | None, tmp_path: Path) -> None:
     done = _in_mounts({tmp_path / "cache": mount}, tmp_path / "cache")
     assert done.returncode == 0, done.stderr
