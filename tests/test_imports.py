@@ -28,10 +28,9 @@ data.images data.idx data.arrays data.files data.download data.strokes data.load
 reference fast.layout fast.step fast.stream fast.parallel fast.admit fast.draft fast.capture
     fast.threads fast.kernels.nonzero fast.kernels.triton_tiles fast.kernels.triton_kernels
     fast.kernels.triton_step fast.kernels.triton_offer fast.adagrad fast.adam fast.flush_denormal
-    fast.tf32 fast.amp
-    fast.products.operators fast.products.layers fast.products.choice fast.products fast.batch_norm
-    fast.persistent
-    fast.triton fast.native fast.sparse fast.fused_likelihood fast.compile fast.graph fast.build
+    fast.tf32 fast.amp fast.products.operators fast.products.layers fast.products.choice
+    fast.products fast.batch_norm fast.persistent fast.triton fast.native.chain fast.native
+    fast.sparse fast.fused_likelihood fast.compile fast.graph fast.build
 evaluation
 training.history training.schedules training.state training.divergence training.memory
     training.follow training.loop training.fit runs.storage runs.settings runs.folder

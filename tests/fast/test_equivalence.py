@@ -136,6 +136,8 @@ def _helps(name: str, case: str, model: nn.Module, objective: Objective) -> bool
     native = "native" in _techniques(case) and isinstance(model, VAE)
     if name == "native":
         return native
+    if name == "batch_norm":
+        return any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in model.modules())
     if name == "sparse":
         return native or "amp" not in _techniques(case)
     return name != "fused_likelihood" or (objective.likelihood == "bernoulli" and not native)

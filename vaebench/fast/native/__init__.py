@@ -11,23 +11,21 @@ factors and add up in float32, where the processor has instructions for it (AVX-
 It is C++, built in seconds when it is first used; the CPU only.
 """
 
-import math
 import time
 from ctypes import POINTER, Structure, byref, c_double, c_long, c_void_p
 from functools import cache
-from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vaebench.engine import Sums
 from vaebench.fast.admit import Verdict
 from vaebench.fast.draft import Draft, Offer
 from vaebench.fast.kernels.nonzero import dark
 from vaebench.fast.layout import COLUMNS, LaidOut
+from vaebench.fast.native.chain import Chain, Linear, read
 from vaebench.fast.step import Moments, Optimizer, Step, StepEngine, has_hooks
-from vaebench.models.mlp import VAE
 from vaebench.models.protocol import is_altered
 from vaebench.problem import Problem
 from vaebench.system.toolchain import CompileError, load_kernels
@@ -37,24 +35,10 @@ SOURCES = (
     *("native.h", "native_forward.h", "native_backward.h", "native.cpp"),
 )
 # As the kernel numbers them.
-_ACTIVATIONS = {nn.ReLU: 0, nn.Tanh: 1, nn.LeakyReLU: 2}
+_ACTIVATIONS = {"relu": 0, "tanh": 1, "leaky_relu": 2}
 _LIKELIHOODS = {"bernoulli": 0, "gaussian": 1}
 MOST_HIDDEN = 64
 ALIGNMENT = 64  # bytes, a line of the cache
-
-
-class Layers(NamedTuple):
-    """The linear layers of a VAE."""
-
-    encoder: list[nn.Linear]
-    mu: nn.Linear
-    logvar: nn.Linear
-    decoder: list[nn.Linear]
-    output: nn.Linear
-
-    def in_order(self) -> list[nn.Linear]:
-        """All of them, as the kernel has them."""
-        return [*self.encoder, self.mu, self.logvar, *self.decoder, self.output]
 
 
 class _Layer(Structure):
@@ -100,16 +84,20 @@ def supports_bf16() -> bool:
 def offer(draft: Draft) -> Offer | str:
     """Offer the kernel for what it supports; see :mod:`vaebench.fast.build`."""
     problem, optimizer = draft.problem, draft.optimizer
-    if draft.whole or not draft.asks("compile") or type(problem.model) is not VAE:
+    if draft.whole or not draft.asks("compile"):
         return ""
-    reason = unsupported(problem, optimizer) or _elsewhere(draft)
+    chain = None if problem.labels is not None else read(problem)
+    if chain is None:
+        return ""
+    reason = unsupported(problem, chain, optimizer) or _elsewhere(draft)
     if reason:
         return f"the kernel does not know {reason}; the step is compiled as any other's"
     bf16 = draft.plan.autocast is not None
     if bf16 and not supports_bf16():
         return ""
     note = dark(problem.images) if draft.asks("sparse") else None
-    engine = NativeEngine(problem, draft.engine.step, optimizer, sparse=bool(note), bf16=bf16)
+    step = draft.engine.step
+    engine = NativeEngine(problem, chain, step, optimizer, sparse=bool(note), bf16=bf16)
 
     def said(verdict: Verdict) -> str:
         return verdict.compiling(time.perf_counter() - draft.begun)
@@ -126,65 +114,33 @@ def _elsewhere(draft: Draft) -> str | None:
     return None if draft.problem.resident else "streamed images"
 
 
-def unsupported(problem: Problem, optimizer: Optimizer) -> str | None:
-    """Name what of a problem with a :class:`~vaebench.VAE` the kernel does not know, if anything.
+def unsupported(problem: Problem, chain: Chain, optimizer: Optimizer) -> str | None:
+    """Name what of a problem with a fully connected network the kernel does not know, if anything.
 
-    It knows the VAE as this package makes it, layer for layer, on the CPU; the ELBO of one z per
-    image; Adam of all parameters, as float32; images of uint8 or float32.
+    It knows the ELBO of one z per image; Adam of all parameters, as float32; images of uint8 or
+    float32, on the CPU. The module may be anybody's, but nothing may listen to its layers, which
+    are not called.
     """
     model, objective = problem.model, problem.objective
-    if problem.adapted or problem.labels is not None:
-        return "models with adapters or labels"
     if objective.bound != "vae" or objective.samples != 1:
         return "objectives of several samples"
     if problem.device.type != "cpu" or problem.images.dtype not in (torch.uint8, torch.float32):
         return "such images"
-    assert isinstance(model, VAE)
-    if any(is_altered(module) for module in model.modules()):
-        return "modules with hooks or methods of their own"
-    if not _is_as_made(model):
-        return "layers other than the VAE was made with"
-    params = list(model.parameters())
-    plain = all(p.dtype == torch.float32 and p.is_contiguous() for p in params)
-    if not plain or {id(p) for p in params} != {id(p) for p in optimizer.params}:
+    if not problem.steady or any(is_altered(module) for module in model.modules()):
+        return "modules with hooks, methods of their own in an instance, or a state that changes"
+    layers = chain.in_order()
+    used = [(id(p), layer.first) for layer in layers for p in (layer.weight, layer.bias)]
+    params = {id(p): p for layer in layers for p in (layer.weight, layer.bias)}
+    plain = all(p.dtype == torch.float32 and p.is_contiguous() for p in params.values())
+    rows = sum(layer.outputs for layer in layers)
+    whole = rows == sum(len(p) for p in params.values() if p.dim() == 1)
+    if not plain or params.keys() != {id(p) for p in optimizer.params}:
         return "parameters that are frozen, or not plain float32"
-    if has_hooks(params) or not getattr(optimizer, "even", False):
+    if not whole or len(set(used)) != len(used) or len(layers) - 3 > MOST_HIDDEN:
+        return "layers that share parameters, or so many"
+    if has_hooks(list(params.values())) or not getattr(optimizer, "even", False):
         return "hooks on gradients, or parameters updated more often than others"
     return None
-
-
-def _is_as_made(model: VAE) -> bool:
-    """Whether a VAE has the layers, and each the settings, that its constructor gives it."""
-    for part in (model.encoder, model.decoder):
-        kinds = [type(layer) for layer in part]
-        if type(part) is not nn.Sequential or len(part) % 2 or not len(part):
-            return False
-        if kinds[::2] != [nn.Linear] * (len(part) // 2) or kinds[1] not in _ACTIVATIONS:
-            return False
-        if any(_settings(layer) != _settings(model.encoder[1]) for layer in part[1::2]):
-            return False
-    layers = layers_of(model)
-    linear = layers.in_order()
-    if any(type(layer) is not nn.Linear or layer.bias is None for layer in linear):
-        return False
-    hidden = [layer.out_features for layer in layers.encoder]
-    pixels, latent = math.prod(model.image_shape), model.latent_dim
-    widths = [pixels, *hidden]
-    made = [*pairwise(widths), (widths[-1], latent), (widths[-1], latent)]
-    made += [*pairwise([latent, *reversed(hidden)]), (widths[1], pixels)]
-    real = [tuple(reversed(layer.weight.shape)) for layer in linear]
-    whole = len(list(model.parameters())) == 2 * len(linear)  # none is shared, none is added
-    return real == made and whole and len(hidden) * 2 <= MOST_HIDDEN
-
-
-def _settings(activation: nn.Module) -> tuple[type, float]:
-    return type(activation), getattr(activation, "negative_slope", 0.0)
-
-
-def layers_of(model: VAE) -> Layers:
-    """Find the linear layers."""
-    inner = [cast(list[nn.Linear], list(part)[::2]) for part in (model.encoder, model.decoder)]
-    return Layers(inner[0], model.mu, model.logvar, inner[1], model.output)
 
 
 class NativeEngine(StepEngine):
@@ -192,6 +148,7 @@ class NativeEngine(StepEngine):
 
     Args:
         problem: one that is not :func:`unsupported`.
+        chain: its network.
         step: the plain twin.
         optimizer: Adam's state of all of the model's parameters.
         sparse: whether the first layer leaves out dark pixels.
@@ -202,16 +159,21 @@ class NativeEngine(StepEngine):
     """
 
     def __init__(
-        self, problem: Problem, step: Step, optimizer: Any, *, sparse: bool, bf16: bool
+        self,
+        problem: Problem,
+        chain: Chain,
+        step: Step,
+        optimizer: Any,
+        *,
+        sparse: bool,
+        bf16: bool,
     ) -> None:
-        model = cast(VAE, problem.model)
-        self.layers = layers_of(model)
-        weight = self.layers.encoder[0].weight
+        self.chain = chain
+        weight = chain.encoder[0].weight
         columns = [LaidOut(optimizer.belonging_to(weight), COLUMNS)] if sparse else []
         super().__init__(problem, step, optimizer, columns)
         self.images = self.images.contiguous()
         self.objective, self.sparse, self.bf16 = problem.objective, sparse, bf16
-        self.activation = model.encoder[1]
         floats = _kernel().vaebench_native_workspace(byref(self._net()), self.batch_size)
         workspace = torch.zeros(floats + ALIGNMENT // 4)
         self.workspace = workspace[-workspace.data_ptr() % ALIGNMENT // 4 :]
@@ -221,28 +183,29 @@ class NativeEngine(StepEngine):
         state: Moments = self.optimizer  # type: ignore[assignment]
         place = {id(p): i for i, p in enumerate(state.params)}
 
-        def addresses(layer: nn.Linear) -> list[int]:
+        def addresses(layer: Linear) -> list[int]:
             weight, bias = place[id(layer.weight)], place[id(layer.bias)]
             tensors = [state.params[weight], state.params[bias]]
             tensors += [moment[i] for i in (weight, bias) for moment in (state.m, state.v)]
-            return [t.data_ptr() for t in tensors]
+            # Of a head that is some rows of a layer: where those are. No other begins behind 0.
+            return [t.data_ptr() + layer.first * t[0].numel() * t.element_size() for t in tensors]
 
-        layers = self.layers.in_order()
+        chain, layers = self.chain, self.chain.in_order()
         described = (_Layer * len(layers))(
-            *(_Layer(layer.in_features, layer.out_features, *addresses(layer)) for layer in layers)
+            *(_Layer(layer.inputs, layer.outputs, *addresses(layer)) for layer in layers)
         )
         objective = self.objective
         return _Net(
-            self.layers.encoder[0].in_features,
+            chain.encoder[0].inputs,
             self.latent_dim,
-            len(self.layers.encoder),
-            len(self.layers.decoder),
+            len(chain.encoder),
+            len(chain.decoder),
             described,
-            _ACTIVATIONS[type(self.activation)],
+            _ACTIVATIONS[chain.activation.name],
             _LIKELIHOODS[objective.likelihood],
             self.sparse,
             self.bf16,
-            getattr(self.activation, "negative_slope", 0.0),
+            chain.activation.slope,
             objective.sigma,
             objective.beta,
             state.eps,
