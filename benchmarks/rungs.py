@@ -47,7 +47,10 @@ def ladder(kind: str) -> dict[str, Rung]:
     }
     here = [t for t in TECHNIQUES if kind in t.devices]
     needed = {t.needs for t in TECHNIQUES}
-    firm = [t for t in here if t.default and not t.needs]
+    firm: list[Technique] = []
+    for technique in here:
+        if technique.default and technique.needs in (None, *(t.name for t in firm)):
+            firm.append(technique)
     # The register tries what is most particular first; the ladder ends with it.
     for technique in here[::-1]:
         if technique.name in needed and technique not in firm:

@@ -12,7 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vaebench.fast import batch_norm
+import vaebench
+from tests.engines import make_engine
+from vaebench.data.strokes import make_strokes
+from vaebench.fast import admit, batch_norm, products
+from vaebench.fast.products import Choice
+from vaebench.fast.products.layers import Manner
+from vaebench.objective import Objective
+from vaebench.reference import ReferenceEngine
 
 # Of the images, or vectors: one vector of channels and parts of one, few rows and many.
 SIZES = [(2, 3), (7, 16), (4, 17, 3, 3), (32, 32, 9, 9), (5, 100, 1, 2), (3, 1, 28, 28), (80, 72)]
@@ -169,6 +176,41 @@ def test_it_compiles_to_one_graph_that_gives_the_same() -> None:
     grads = (torch.autograd.grad(y.square().sum(), x)[0] for y in (got, want))
     assert torch.equal(*grads)
     assert all(map(torch.equal, network.buffers(), twin.buffers()))
+
+
+@pytest.mark.parametrize("amp", [None, "bf16"])
+def test_an_engine_with_it_is_the_reference(
+    amp: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recon, kl, parameters and running statistics, after a step of a whole network."""
+    won = Choice(Manner(), {"library": 2.0, "native": 1.0})
+    monkeypatch.setattr(products, "choose", lambda shape: won)
+    monkeypatch.setattr(admit.Verdict, "wins", property(lambda _: True))
+    torch.manual_seed(0)
+    model = vaebench.ConvVAE((28, 28), (8, 8, 16, 16, 32), 2)
+    images, objective = make_strokes(32, seed=0)[0], Objective("gaussian", 0.9)
+    device, twin = torch.device("cpu"), copy.deepcopy(model)
+    truth = ReferenceEngine(
+        twin, images, batch_size=32, lr=1e-3, device=device, likelihood="gaussian", sigma=0.9,
+        beta=1.0,
+    )  # fmt: skip
+    built = make_engine(model, images, objective, 32, 1e-3, device, amp=amp)
+    assert built.actual["batch_norm"] is True
+    numbers = torch.arange(32), torch.randn(32, 2)
+    got, want = built.engine.epoch(*numbers), truth.epoch(*numbers)
+    bar = 1e-2 if amp else 1e-5
+    assert float(got.recon) == pytest.approx(float(want.recon), rel=bar)
+    assert float(got.kl) == pytest.approx(float(want.kl), rel=10 * bar)
+    for (name, a), b in zip(model.named_buffers(), twin.buffers(), strict=True):
+        assert (a - b).double().norm() <= 10 * bar * b.double().norm() + 1e-6, name
+
+
+def test_without_native_convolutions_it_stands_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admit.Verdict, "wins", property(lambda _: True))
+    model = vaebench.ConvVAE((28, 28), (8, 8, 8, 8, 8), 2)
+    images, cpu = make_strokes(32, seed=0)[0], torch.device("cpu")
+    built = make_engine(model, images, Objective("gaussian"), 32, 1e-3, cpu, products=False)
+    assert built.actual["batch_norm"] is False
 
 
 @pytest.mark.slow

@@ -40,8 +40,8 @@ def _alone(technique: Technique) -> str:
 
 
 # A case is named by its techniques; all others are off. One for each technique, and some together.
-# The products of convolutions have a model, and bars, of their own: test_products.py.
-_ENGINES = [t for t in TECHNIQUES if t.kind != "thread" and t.name != "products"]
+# Those for convolutions have a model, and bars, of their own: test_products.py, test_batch_norm.py.
+_ENGINES = [t for t in TECHNIQUES if t.kind != "thread" and "products" not in (t.name, t.needs)]
 _SINGLE = {_alone(t): t.rounds for t in _ENGINES}
 _TOGETHER = {
     "compile+native+sparse": False,
@@ -136,8 +136,6 @@ def _helps(name: str, case: str, model: nn.Module, objective: Objective) -> bool
     native = "native" in _techniques(case) and isinstance(model, VAE)
     if name == "native":
         return native
-    if name == "batch_norm":
-        return any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in model.modules())
     if name == "sparse":
         return native or "amp" not in _techniques(case)
     return name != "fused_likelihood" or (objective.likelihood == "bernoulli" and not native)

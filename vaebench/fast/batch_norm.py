@@ -27,9 +27,13 @@ Pair = tuple[nn.Module, nn.Module | None]
 
 
 def offer(draft: Draft) -> Offer | str:
-    """Offer the step with these layers, if the model has any."""
+    """Offer the step with these layers, if the model has any behind native convolutions.
+
+    Vectors alone are too little work for a race to tell one from the other: which is used, and so
+    the bits of a result, would be chance.
+    """
     pairs = find(draft.problem.model)
-    if not pairs:
+    if not pairs or not draft.actual.get("products"):
         return ""
     try:
         _kernel()

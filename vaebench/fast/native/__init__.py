@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vaebench.engine import Sums
 from vaebench.fast.admit import Verdict
@@ -87,10 +87,10 @@ def offer(draft: Draft) -> Offer | str:
     if draft.whole or not draft.asks("compile"):
         return ""
     chain = None if problem.labels is not None else read(problem)
-    if chain is None:
+    if chain is None and not _is_linear(problem.model):
         return ""
-    reason = unsupported(problem, chain, optimizer) or _elsewhere(draft)
-    if reason:
+    reason = _unknown(problem, chain, optimizer) or _elsewhere(draft)
+    if chain is None or reason:
         return f"the kernel does not know {reason}; the step is compiled as any other's"
     bf16 = draft.plan.autocast is not None
     if bf16 and not supports_bf16():
@@ -105,6 +105,20 @@ def offer(draft: Draft) -> Offer | str:
     actual = {"compile": True, "native": True, **({"sparse": True} if note else {})}
     notes = [note] if note else []
     return Offer(engine, actual=actual, whole=True, said=said, notes=notes)
+
+
+def _is_linear(model: nn.Module) -> bool:
+    """Whether all that is trained are linear layers."""
+    return all(type(m) is nn.Linear for m in model.modules() if list(m.parameters(recurse=False)))
+
+
+def _unknown(problem: Problem, chain: Chain | None, optimizer: Optimizer) -> str | None:
+    """Name what the kernel does not know of a model of linear layers, if anything."""
+    if problem.labels is not None:
+        return "labels"
+    if chain is None:
+        return "linear layers but in a chain, with ReLU, leaky ReLU or tanh after each hidden one"
+    return unsupported(problem, chain, optimizer)
 
 
 def _elsewhere(draft: Draft) -> str | None:
