@@ -43,7 +43,7 @@ def test_peer(
     if beside != "vaebench":
         benchmark.group = f"peers: {beside}"  # another workload is another table
     if (beside, device.type) not in ours:
-        ours[beside, device.type] = Running(beside, *start)
+        ours[beside, device.type] = Running(beside, *start).ready()
     home = ours[beside, device.type]
     with Running(peer, *start) as theirs:
         wrong = differ(theirs.elbo, home.elbo, PEERS[peer].agrees)

@@ -26,8 +26,6 @@ from benchmarks.harness import (
     DEFAULT,
     RESULTS,
     SAMPLES,
-    Child,
-    ChildError,
     clock,
     described,
     differ,
@@ -41,7 +39,7 @@ from benchmarks.harness import (
     take_turns,
 )
 from benchmarks.ladder import train
-from benchmarks.peers import MAIN, PEERS, Running
+from benchmarks.peers import CONV, MAIN, PEERS, Running
 from benchmarks.rungs import RungError, build_rung, exists, find, ladder, tolerance, top
 from benchmarks.statistics import paired_ratio, summary
 from vaebench import Dataset, InputError
@@ -54,11 +52,10 @@ OUT = RESULTS / "cuda.json"
 LIMIT = 450.0  # seconds
 # A technique pays at a batch size if it is faster than what it builds on by more than this.
 PAYS = 1.05
-# Kernels written by hand may go wrong in such a way that their process is lost: on a GPU, another
-# process tries them first, for so many seconds at most.
-BY_HAND, PATIENCE = ("triton", "persistent"), 75.0
+# Whole trainings that would take longer than so many seconds are left out: the time is for others.
+LONGEST = 4.0
 # Beside the ladder's rungs: what they are worth together, or without one another.
-MORE = ("compile+graph=off", "amp=bf16", "triton+tf32", "persistent+tf32")
+MORE = ("triton+tf32",)
 
 
 @dataclass(frozen=True)
@@ -73,14 +70,16 @@ class Size:
     seeds: int
     rounds: int
     peers: Mapping[str, int]  # images per round
+    conv: int  # the same of the workload, of which it takes a share
+    conv_rungs: tuple[str, ...] = ("plain", "plain+compile", "plain+compile+amp")
 
 
 SIZES = {
     "full": Size(
         None, None, 128, (512, 8192, 32, 2048, 60_000, 32_768), 10, 3, 15,
-        {name: 10_000 if name == "pytorch/examples" else 60_000 for name in MAIN},
+        {name: 10_000 if name == "pytorch/examples" else 60_000 for name in MAIN}, 60_000,
     ),
-    "small": Size(300, 100, 64, (32, 300), 1, 2, 2, dict.fromkeys(MAIN, 200)),
+    "small": Size(300, 100, 64, (32, 300), 1, 2, 2, dict.fromkeys(MAIN, 200), 200, ()),
 }  # fmt: skip
 
 
@@ -98,6 +97,7 @@ class Setting:
     source: str = "auto"
     names: list[str] = field(default_factory=list)
     engines: dict[str, Engine] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)  # an epoch's, by engine
     home: str = ""
 
     def __post_init__(self) -> None:
@@ -121,10 +121,6 @@ def build_all(part: Part, setting: Setting) -> None:
     expected = elbo(reference.epoch(order, noise))
 
     def work(name: str) -> dict[str, Any]:
-        if device.type == "cuda" and any(word in name for word in BY_HAND):
-            wrong = tried_apart(name, setting, min(PATIENCE, part.left))
-            if wrong:
-                return {"name": name, "batch_size": batch, "refused": wrong}
         row, engine = build_one(name, setting, batch)
         if engine is None:
             return row
@@ -136,7 +132,7 @@ def build_all(part: Part, setting: Setting) -> None:
             setting.engines[name] = engine
         return row
 
-    part.each(setting.names, 15, work)
+    part.each(setting.names, 8, work)
 
 
 def build_one(name: str, setting: Setting, batch: int) -> tuple[dict[str, Any], Engine | None]:
@@ -157,29 +153,6 @@ def build_one(name: str, setting: Setting, batch: int) -> tuple[dict[str, Any], 
     return row, engine
 
 
-def tried_apart(name: str, setting: Setting, seconds: float) -> str | None:
-    """Build a rung and train an epoch in a process of its own; None, or what went wrong."""
-    task: dict[str, Any] = {"name": name, "device": str(setting.device), "data": setting.source}
-    task |= {"images": setting.size.images, "batch": setting.size.batch}
-    with Child("cuda_report:attempt", task, limit=seconds) as child:
-        try:
-            refused: str | None = child.answer()["refused"]
-        except ChildError as error:
-            return str(error)
-    return refused
-
-
-def attempt(task: dict[str, Any]) -> dict[str, Any]:
-    """Build a rung and train an epoch, in a process that may be lost by it."""
-    device = torch.device(task["device"])
-    setting = Setting(device, SIZES["full"], load_data(task["data"], task["images"]))
-    row, engine = build_one(task["name"], setting, task["batch"])
-    if engine is not None:
-        engine.epoch(*numbers(len(setting.images), len(setting.images), device))
-        clock()
-    return {"refused": row["refused"]}
-
-
 # Steady rates.
 
 
@@ -194,8 +167,8 @@ def time_rungs(part: Part, setting: Setting) -> None:
         around={n: prepared(restorer_of(e), e.training) for n, e in setting.engines.items()},
     )
     equal = [n for n in seconds if "amp" not in n and "tf32" not in n and "=" not in n]
-    medians = {name: statistics.median(seconds[name]) for name in equal}
-    setting.home = min(medians, key=medians.__getitem__, default=setting.home)
+    setting.seconds = {name: statistics.median(taken) for name, taken in seconds.items()}
+    setting.home = min(equal, key=setting.seconds.__getitem__, default=setting.home)
     for name in seconds:
         builds_on = find(name, setting.device.type).builds_on
         steps = -(-len(order) // setting.size.batch)
@@ -220,7 +193,7 @@ def steady(
 
 
 def train_whole(part: Part, setting: Setting) -> None:
-    """Train from several seeds by every rung; what must be compiled was compiled before."""
+    """Train from several seeds by every rung, the fastest first; all has been compiled before."""
     size = setting.size
 
     def work(case: tuple[int, str]) -> dict[str, Any]:
@@ -229,46 +202,56 @@ def train_whole(part: Part, setting: Setting) -> None:
         rung = find(name, setting.device.type)
         return {"name": name, "seed": seed, **train(rung, setting.data, setting.device, config)}
 
-    cases = [(seed, name) for seed in range(size.seeds) for name in setting.engines]
-    part.each(cases, 10, work, lambda case: f"{case[1]}, seed {case[0]}")
+    took = {name: size.epochs * setting.seconds.get(name, 0.0) for name in setting.engines}
+    names = sorted((name for name in took if took[name] < LONGEST), key=took.__getitem__)
+    cases = [(seed, name) for seed in range(size.seeds) for name in names]
+    part.each(cases, LONGEST + 2, work, lambda case: f"{case[1]}, seed {case[0]}")
+    part.found["skipped"] += [name for name in took if name not in names]
 
 
 # Peers.
 
 
 def race_peers(part: Part, setting: Setting, start: Callable[..., Running] = Running) -> None:
-    """Set vaebench beside each peer, in turns, on the same images."""
+    """Set vaebench beside each peer, in turns, on the same images; `conv` beside its original.
+
+    All are started before the first race: they get ready side by side, and then wait.
+    """
     # Otherwise JAX takes three quarters of the device's memory, whoever else is there.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    ours: dict[int, Running] = {}  # by the images of a round
-    home = f"vaebench --{setting.home}"
+    size, running = setting.size, dict[tuple[str, int], Running]()
+    pairs = [(f"vaebench --{setting.home}", peer, size.peers[peer]) for peer in MAIN[1:]]
+    pairs += [(f"vaebench, conv --{rung}", CONV, size.conv) for rung in size.conv_rungs]
 
     def started(name: str, count: int) -> Running:
-        where = str(setting.device), setting.source, setting.size.images
-        return start(name, *where, count, limit=part.left)
+        if (name, count) not in running:
+            where = str(setting.device), setting.source, size.images
+            running[name, count] = start(name, *where, count, limit=part.left)
+        return running[name, count]
 
-    def work(peer: str) -> dict[str, Any]:
+    def work(pair: tuple[str, str, int]) -> dict[str, Any]:
+        ours, peer, count = pair
         if peer == "jax" and not has_jax():
             return {"name": peer, "refused": "jax is not installed"}
-        count = setting.size.peers[peer]
-        if count not in ours:
-            ours[count] = started(home, count)
-        mine, rounds = ours[count], setting.size.rounds
-        row = {"name": peer, "images": count, "ours": home, "our_elbo": mine.elbo}
-        with started(peer, count) as theirs:
-            return {**row, **race_one(mine, theirs, PEERS[peer].agrees, part, rounds)}
+        mine, theirs = (started(name, count).ready() for name in (ours, peer))
+        row = {"name": peer, "images": count, "ours": ours, "our_elbo": mine.elbo}
+        return {**row, **race_one(mine, theirs, PEERS[peer].agrees, part, size.rounds)}
 
     try:
-        part.each(MAIN[1:], 20, work)
+        for ours, peer, count in pairs:
+            if peer != "jax" or has_jax():
+                started(ours, count)
+                started(peer, count)
+        part.each(pairs, 12, work, lambda pair: pair[1])
     finally:
-        for each in ours.values():
+        for each in running.values():
             each.close()
 
 
 def race_one(
     home: Running, theirs: Running, agrees: float, part: Part, rounds: int
 ) -> dict[str, Any]:
-    """Race one peer, for a third of the part's time at most; its row."""
+    """Race one peer, for a quarter of the part's time at most; its row."""
     wrong = differ(theirs.elbo, home.elbo, agrees)
     if wrong:
         return {"elbo": theirs.elbo, "refused": wrong}
@@ -276,7 +259,7 @@ def race_one(
         {"home": home.epoch, "theirs": theirs.epoch},
         torch.device("cpu"),  # each waits for its own
         rounds,
-        budget=min(part.left / 3, part.left - 10),
+        budget=min(part.left / 4, part.left - 5),
         around={"home": prepared(home.restore), "theirs": prepared(theirs.restore)},
     )
     rates = {n: summary([theirs.count / s for s in taken]) for n, taken in seconds.items()}
@@ -348,11 +331,13 @@ def goals(parts: Mapping[str, Any]) -> dict[str, Any]:
         seconds.setdefault(row["name"], []).append(row["train_seconds"])
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     best = min(medians, key=medians.__getitem__, default=None)
-    ratios = {row["name"]: row["ratio"]["median"] for row in peers}
+    ratios: dict[str, float] = {}
+    for row in peers:  # of several beside one peer, the fastest
+        ratios[row["name"]] = max(row["ratio"]["median"], ratios.get(row["name"], 0.0))
     return {
         "train_seconds": medians[best] if best else None,
         "by": best,
-        "times_faster_than": {name: ratios.get(name) for name in MAIN[1:]},
+        "times_faster_than": {name: ratios.get(name) for name in (*MAIN[1:], CONV)},
     }
 
 
@@ -365,10 +350,10 @@ def measure(words: argparse.Namespace, setting: Setting) -> None:
              "epochs": size.epochs, "samples": SAMPLES}  # fmt: skip
     peaks = {t: peak_flops(device, getattr(torch, t)) for t in ("float32", "bfloat16")}
     report = Report(words.out, {"kind": "cuda", **about, **facts, "peak_flops": peaks}, words.limit)
-    report.run("build", 0.4, build_all, setting)
+    report.run("build", 0.45, build_all, setting)
     report.run("rungs", 0.15, time_rungs, setting)
-    report.run("whole", 0.3, train_whole, setting)
-    report.run("peers", 0.6, race_peers, setting)
+    report.run("whole", 0.2, train_whole, setting)
+    report.run("peers", 0.75, race_peers, setting)
     report.run("batches", 1.0, sweep_batches, setting)
     report.result |= {"goals": goals(report.result["parts"]), "complete": True}
     report.write()

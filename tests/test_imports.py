@@ -26,10 +26,10 @@ data.images data.idx data.arrays data.files data.download data.strokes data.load
     models.adapt.squash models.adapt.names models.adapt.read models.adapt.ways models.adapt.trial
     models.adapt.encoding models.adapt.decoding models.adapt problem
 reference fast.layout fast.step fast.stream fast.parallel fast.admit fast.draft fast.capture
-    fast.threads fast.kernels.nonzero fast.kernels.triton_tiles fast.kernels.triton_kernels
-    fast.kernels.triton_step fast.kernels.triton_offer fast.adagrad fast.adam fast.flush_denormal
+    fast.threads fast.kernels.nonzero fast.kernels.triton_tiles fast.kernels.triton_update
+    fast.kernels.triton_kernels fast.kernels.triton_step fast.adagrad fast.adam fast.flush_denormal
     fast.tf32 fast.amp fast.products.operators fast.products.layers fast.products.choice
-    fast.products fast.batch_norm fast.persistent fast.triton fast.native.chain fast.native
+    fast.joint_update fast.products fast.batch_norm fast.triton fast.native.chain fast.native
     fast.sparse fast.fused_likelihood fast.compile fast.graph fast.build
 evaluation
 training.history training.schedules training.state training.divergence training.memory
@@ -76,7 +76,7 @@ def _imports(path: Path) -> set[str]:
 
 INSIDE = sorted(name.removesuffix(".__init__") for name in MODULES if name != "__init__")
 # What techniques have in common; they do not know each other.
-SHARED = ("register", "step", "layout", "admit", "draft", "capture")
+SHARED = ("register", "step", "adam", "layout", "admit", "draft", "capture")
 EMPTY = {
     "cli",
     "data",

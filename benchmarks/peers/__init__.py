@@ -9,7 +9,7 @@ flushes denormals, since their users do not; XLA always does. To add one, write 
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -61,15 +61,19 @@ PEERS: dict[str, Peer] = {
     # Another workload. Its loop does not ask for flushing; if anything, it gains by it.
     "danielwang7/MNIST-VAE": Peer("mnist_vae", 5e-3, "vaebench, conv", 1 / 20, flush=True),
 }
-# Beside which that is set: eager, as compiling takes more than it saves there (LOG.md).
+CONV = "danielwang7/MNIST-VAE"
+# Beside which that is set: on a CPU eager, as compiling takes more than it saves there (LOG.md).
 _CONV = Peer("ours", share=1 / 20, flush=True, words={"workload": "conv", "rung": "plain"})
 MAIN = tuple(name for name, peer in PEERS.items() if peer.beside == "vaebench")
 
 
 def peer_of(name: str) -> Peer:
-    """Describe a contender; ``vaebench --RUNG`` is vaebench on any rung of the ladder."""
-    known = PEERS | {"vaebench, conv": _CONV}
-    return known.get(name) or Peer("ours", flush=True, words={"rung": name.partition(" --")[2]})
+    """Describe a contender; ``vaebench --RUNG`` is vaebench on any rung, as ``vaebench, conv``."""
+    if name in PEERS:
+        return PEERS[name]
+    whose, _, rung = name.partition(" --")
+    ours = _CONV if whose == "vaebench, conv" else Peer("ours", flush=True)
+    return replace(ours, words={**(ours.words or {}), **({"rung": rung} if rung else {})})
 
 
 def make(name: str, images: Tensor, count: int, device: torch.device) -> Contender:
@@ -81,14 +85,12 @@ def make(name: str, images: Tensor, count: int, device: torch.device) -> Contend
 
 
 class Running:
-    """A contender in a process of its own, warmed up; a context manager.
+    """A contender in a process of its own; a context manager, which waits until it is warmed up.
 
-    ``elbo`` is that of its warm-up epoch, ``count`` how many images an epoch has.
-
-    Raises:
-        RungError: it is one of vaebench's, and not what its name says.
-        ChildError: it does not run.
+    ``count`` is how many images an epoch has, ``elbo`` that of its warm-up epoch, once it is ready.
     """
+
+    elbo: float
 
     def __init__(
         self,
@@ -107,17 +109,28 @@ class Running:
              "count": self.count, "flush": peer.flush},
             limit=limit,
         )  # fmt: skip
-        try:
+        self.name, self.is_ready = name, False
+
+    def ready(self) -> "Running":
+        """Wait until it is warmed up.
+
+        Raises:
+            RungError: it is one of vaebench's, and not what its name says.
+            ChildError: it does not run.
+        """
+        if not self.is_ready:
             answer = self.child.answer()
             if answer["refused"]:
-                raise RungError(f"{name}: {answer['refused']}")
+                raise RungError(f"{self.name}: {answer['refused']}")
+            self.elbo, self.is_ready = answer["elbo"], True
+        return self
+
+    def __enter__(self) -> "Running":
+        try:
+            return self.ready()
         except BaseException:
             self.close()
             raise
-        self.elbo: float = answer["elbo"]
-
-    def __enter__(self) -> "Running":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

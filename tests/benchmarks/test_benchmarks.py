@@ -216,7 +216,7 @@ def test_rungs_are_joined_and_given_values(load: Load) -> None:
     both = find("triton+tf32", "cuda").switches
     assert both["triton"] is True
     assert both["tf32"] is True
-    assert both["persistent"] is False
+    assert both["amp"] is None
     assert find("amp=bf16", "cpu").switches == {**find("amp", "cpu").switches, "amp": "bf16"}
     off = find("compile+graph=off", "cuda")
     assert (off.switches["compile"], off.switches["graph"]) == (True, False)

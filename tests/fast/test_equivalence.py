@@ -146,7 +146,7 @@ def _skip_elsewhere(case: str, model: nn.Module, device: str) -> None:
     for name in _techniques(case):
         if device not in IN_REGISTER[name].devices and (device, name) != ("cpu", "graph"):
             pytest.skip(f"{name} is not for {device}")
-    if {"triton", "persistent"} & set(_techniques(case)) and not _simple(model):
+    if "triton" in _techniques(case) and not _simple(model):
         pytest.skip("Triton's kernels are for a VAE with one hidden layer and ReLU")
     native_bf16 = {"native", "amp"} <= set(_techniques(case))
     if native_bf16 and not import_module(IN_REGISTER["native"].module).supports_bf16():

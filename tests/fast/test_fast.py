@@ -22,12 +22,11 @@ from vaebench import evaluate, fit
 from vaebench.data.images import gather, to_unit
 from vaebench.data.loader import DeviceLoader
 from vaebench.errors import InputError
-from vaebench.fast import adam, admit, build, tf32
+from vaebench.fast import adam, admit, build, sparse, tf32, triton
 from vaebench.fast import amp as precision
 from vaebench.fast import compile as compiled
 from vaebench.fast import flush_denormal as denormals
 from vaebench.fast.build import Built
-from vaebench.fast.kernels import triton_offer
 from vaebench.fast.register import TECHNIQUES
 from vaebench.fast.step import StepEngine, make_step
 from vaebench.models.mlp import VAE
@@ -464,20 +463,16 @@ def test_the_slower_compiled_step_is_not_trained_with(
 
 
 def _with_triton(
-    strokes: Tensor,
-    monkeypatch: pytest.MonkeyPatch,
-    step: Callable[..., object],
-    name: str = "triton",
+    strokes: Tensor, monkeypatch: pytest.MonkeyPatch, step: Callable[..., object]
 ) -> Built:
     """Build an engine whose Triton kernels are stood in for by another step."""
-    here = [dataclasses.replace(t, devices=("cpu",)) for t in TECHNIQUES]
+    here = [dataclasses.replace(t, devices=("cpu",)) for t in TECHNIQUES if t.name == "triton"]
     monkeypatch.setattr(build, "TECHNIQUES", here)
-    monkeypatch.setattr(triton_offer, "supports", lambda *_: True)
-    monkeypatch.setattr(triton_offer, "triton_step", step)
+    monkeypatch.setattr(triton, "supports", lambda *_: True)
+    monkeypatch.setattr(triton, "triton_step", step)
     torch.manual_seed(1)
     model = VAE(hidden_dims=(48,), latent_dim=6)
-    switches: dict[str, Any] = {name: True}
-    return make_engine(model, strokes, Objective(), 64, 1e-3, CPU, **switches)
+    return make_engine(model, strokes, Objective(), 64, 1e-3, CPU, triton=True)
 
 
 def _same(model: VAE, objective: Objective, optimizer: Any, _: str) -> object:
@@ -489,26 +484,8 @@ def test_triton_kernels_are_used_where_they_agree(
 ) -> None:
     built = _with_triton(strokes, monkeypatch, _same)
     assert built.actual["triton"] is True
-    (note,) = [note for note in built.notes if note.startswith("--triton")]
-    assert note.startswith("--triton: products in ")
-    assert "ieee" in note
-    assert "tf32x3" in note
     _epoch(built.engine)
     assert _adam(built.engine).step.item() == 16  # the trial has left no trace
-
-
-def test_of_triton_kernels_those_that_agree_are_used(
-    strokes: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def sometimes(model: VAE, objective: Objective, optimizer: Any, precision: str) -> object:
-        right = Objective(beta=1.1) if precision == "tf32x3" else objective
-        return make_step(model, right, optimizer)
-
-    built = _with_triton(strokes, monkeypatch, sometimes)
-    assert built.actual["triton"] is True
-    wrong, chosen = [note for note in built.notes if note.startswith("--triton")]
-    assert wrong.startswith("--triton: Triton's kernels (tf32x3) went wrong here")
-    assert chosen.startswith("--triton: products in ieee (")
 
 
 def test_triton_kernels_that_go_wrong_are_trained_around(
@@ -532,28 +509,40 @@ def test_triton_kernels_that_go_wrong_are_trained_around(
         _epoch(built.engine)
 
 
+def test_parts_are_offered_on_their_devices_alone(
+    strokes: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU, `--compile` once tried the CPU's kernels, which went wrong there."""
+    elsewhere = [
+        dataclasses.replace(t, devices=("cuda",)) if t.kind == "part" else t for t in TECHNIQUES
+    ]
+    monkeypatch.setattr(compiled, "TECHNIQUES", elsewhere)
+    monkeypatch.setattr(sparse, "part", lambda *_: pytest.fail("offered on another device"))
+    model = VAE(hidden_dims=(32,), latent_dim=6)
+    built = make_engine(model, strokes, Objective(), 64, 1e-3, CPU, compile=True, native=False)
+    assert built.actual["compile"] is True
+    assert built.actual["sparse"] is False
+    assert built.actual["fused_likelihood"] is False
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("rounded", [False, True])
-@pytest.mark.parametrize("word", ["triton", "persistent"])
-def test_cuda_triton_is_used_and_trains(strokes: Tensor, word: str, rounded: bool) -> None:
+def test_cuda_triton_is_used_and_trains(strokes: Tensor, rounded: bool) -> None:
     found = {}
-    choices: tuple[dict[str, Any], ...] = ({}, {word: True})
+    choices: tuple[dict[str, Any], ...] = ({}, {"triton": True})
     for words in choices:
         torch.manual_seed(1)
         history = fit(
             VAE(hidden_dims=(48,), latent_dim=6), strokes, epochs=2, device="cuda", tf32=rounded,
             **words,
         )  # fmt: skip
-        assert history.actual[word] is bool(words), history.notes
+        assert history.actual["triton"] is bool(words), history.notes
         found[bool(words)] = history.epochs[-1].train_elbo
     assert found[True] == pytest.approx(found[False], rel=2e-3 if rounded else 1e-4)
 
 
-@pytest.mark.parametrize("word", ["triton", "persistent"])
-def test_triton_without_cuda_is_said(strokes: Tensor, word: str) -> None:
+def test_triton_without_cuda_is_said(strokes: Tensor) -> None:
     model = VAE(hidden_dims=(9,))
-    built = make_engine(model, strokes, Objective(), 64, 1e-3, CPU, **{word: True})  # type: ignore[arg-type]
-    assert built.actual[word] is False
-    assert " ".join(built.notes).startswith(
-        f"--{word}: Triton's kernels train a plain vaebench.VAE"
-    )
+    built = make_engine(model, strokes, Objective(), 64, 1e-3, CPU, triton=True)
+    assert built.actual["triton"] is False
+    assert " ".join(built.notes).startswith("--triton: Triton's kernels train a plain vaebench.VAE")

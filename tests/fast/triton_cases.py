@@ -5,7 +5,6 @@ Triton's interpreter, and prints what it found as JSON: in a process of its own,
 decides what ``@triton.jit`` makes.
 """
 
-import contextlib
 import copy
 import json
 from collections.abc import Callable
@@ -18,9 +17,9 @@ from tests.engines import problem_of
 from vaebench import VAE
 from vaebench.fast import admit
 from vaebench.fast.adagrad import AdagradState
-from vaebench.fast.adam import AdamState
+from vaebench.fast.adam import AdamState, updates_by
+from vaebench.fast.joint_update import update_jointly
 from vaebench.fast.kernels.triton_step import supports, triton_step
-from vaebench.fast.persistent import PersistentEngine
 from vaebench.fast.step import Optimizer, Step, StepEngine, make_step
 from vaebench.objective import Objective
 from vaebench.problem import Problem
@@ -54,12 +53,6 @@ CASES = {
 }
 
 
-# Of a launch of many steps: the case, its programs, and the seed of their turns.
-PERSISTENT = (
-    *(("odd", programs, seed) for programs in (1, 2, 5) for seed in range(3)),
-    ("whole", 4, 0),
-    ("several", 7, 1),
-)
 # Those that are trained with factors of 10 bits, or of parts of 10 bits, too.
 ROUNDED = ("whole", "odd floats")
 
@@ -116,32 +109,15 @@ def in_parts(model: VAE, case: Case, state: AdamState) -> Step:
     return ours(model, case, state, "tf32x3")
 
 
-def at_once(model: VAE, case: Case, state: AdamState, images: Tensor) -> PersistentEngine:
-    """Make the engine that trains many steps in one launch."""
-    return PersistentEngine(case_problem(case, model, images), ours(model, case, state), state)
-
-
 def outcome(
-    case: Case,
-    make: Callable[[VAE, Case, AdamState], Step] | None,
-    dtype: torch.dtype,
-    device: Any,
+    case: Case, make: Callable[[VAE, Case, AdamState], Step], dtype: torch.dtype, device: Any
 ) -> tuple[list[float], list[Tensor], float]:
-    """Sums of recon and kl; parameters and moments in float64; the number of steps.
-
-    Where nothing makes a step, many are trained at once.
-    """
+    """Sums of recon and kl; parameters and moments in float64; the number of steps."""
     model, images = model_of(case).to(device, dtype), images_of(case, device)
     if dtype == torch.float64:
         images = images.double() / 255 if images.dtype == torch.uint8 else images.double()
     state = AdamState.of(list(model.parameters()), LR)
-    if make:
-        totals, _ = trained(case, model, make(model, case, state), images)
-    else:
-        engine = at_once(model, case, state, images)
-        engine.warm_up()
-        sums = engine.epoch(*numbers_of(case, device))
-        totals = torch.stack((sums.recon, sums.kl))
+    totals, _ = trained(case, model, make(model, case, state), images)
     tensors = [*state.params, *state.m, *state.v]
     return totals.tolist(), [t.detach().double().cpu() for t in tensors], state.step.item()
 
@@ -149,7 +125,7 @@ def outcome(
 def compare(
     case: Case,
     device: torch.device = CPU,
-    mine: Callable[[VAE, Case, AdamState], Step] | None = ours,
+    mine: Callable[[VAE, Case, AdamState], Step] = ours,
 ) -> dict[str, Any]:
     """How far the kernels and the eager float32 step are from the eager float64 one.
 
@@ -178,29 +154,6 @@ def new(case: Case, device: torch.device = CPU) -> tuple[VAE, AdamState, Step, T
     return model, state, ours(model, case, state), images_of(case, device)
 
 
-def persistent(case: Case, programs: int, seed: int, *, late: bool = False) -> dict[str, Any]:
-    """Train in launches of many steps, the programs taking turns; and by phases, for comparison.
-
-    Whether both leave the same bits; their sums of recon and kl; and the number of steps.
-    """
-    from tests.fast.triton_interpreter import in_turns  # needs Triton
-
-    found = []
-    for whole in (True, False):
-        model, state, step, images = new(case)
-        engine = StepEngine(case_problem(case, model, images), step, state)
-        if whole:
-            engine = at_once(model, case, state, images)
-            engine.programs = programs
-        with in_turns(seed, late=late) if whole else contextlib.nullcontext():
-            sums = engine.epoch(*numbers_of(case))
-        found.append(([float(sums.recon), float(sums.kl)], state))
-    (mine, state), (phases, other) = found
-    pairs = zip(state.tensors(), other.tensors(), strict=True)
-    same = mine == phases and all(torch.equal(a, b) for a, b in pairs)
-    return {"same": same, "sums": mine, "phases": phases, "steps": state.step.item()}
-
-
 def rounded(case: Case) -> dict[str, str | None]:
     """Whether kernels with factors of 10 bits pass beside the eager step, by each tolerance."""
     model, state, _, images = new(case)
@@ -210,20 +163,6 @@ def rounded(case: Case) -> dict[str, str | None]:
     tolerances = {"rounded": admit.ROUNDED, "float32": admit.FLOAT32}
     pieces = [case.images]
     return {n: admit.disagreement(engine, eagerly, pieces, t) for n, t in tolerances.items()}
-
-
-def impatient(case: Case) -> dict[str, Any]:
-    """Train with a program that comes too late."""
-    import triton.language as tl
-
-    import vaebench.fast.kernels.triton_kernels as kernels
-
-    patience = kernels.PATIENCE
-    kernels.PATIENCE = tl.constexpr(20)
-    try:
-        return persistent(case, 3, 0, late=True)
-    finally:
-        kernels.PATIENCE = patience
 
 
 def changed_rate(case: Case) -> list[float]:
@@ -395,6 +334,23 @@ def refused(case: Case) -> dict[str, str]:
     return found
 
 
+def joint(device: torch.device = CPU) -> float:
+    """How far three joint updates of many tensors end from torch's own, as a share of the rate."""
+    torch.manual_seed(0)
+    shapes = [(3, 5), (1,), (2000,), (7, 9, 4), (1024,), (1025,)] * 7  # more than one launch's
+    start = [torch.randn(shape) for shape in shapes]
+    start[2] = torch.randn(40, 50).t()
+    states = [AdamState.of([p.to(device, copy=True) for p in start], LR) for _ in range(2)]
+    for _ in range(3):
+        grads = tuple(torch.randn_like(p).to(device) for p in start)
+        states[0].update(grads)
+        with updates_by(update_jointly):
+            states[1].update(grads)
+    pairs = zip(states[0].tensors(), states[1].tensors(), strict=True)
+    assert states[0].step.item() == 3
+    return max(float((a - b).abs().max()) for a, b in pairs) / LR
+
+
 def main() -> None:
     """Print everything."""
     from tests.fast.triton_interpreter import mend
@@ -407,12 +363,8 @@ def main() -> None:
         "in parts": {name: compare(CASES[name], mine=in_parts) for name in ROUNDED},
         "rounded": {name: rounded(CASES[name]) for name in ROUNDED},
         "changed rate": changed_rate(odd),
+        "joint": joint(),
         "repeated": repeated(odd),
-        "persistent": {
-            f"{name}, {programs} programs, order {seed}": persistent(CASES[name], programs, seed)
-            for name, programs, seed in PERSISTENT
-        },
-        "impatient": impatient(odd),
         "accumulated": accumulated(odd),
         "moved": moved_tensors(odd),
         "not finite": not_finite(odd),

@@ -3,6 +3,9 @@
 Source: Kingma & Ba, Adam (arXiv 1412.6980), in the form and the defaults of torch.optim.Adam.
 """
 
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import torch
@@ -103,7 +106,7 @@ class AdamState:
 
     @torch.no_grad()
     def update(self, grads: tuple[Tensor, ...]) -> None:
-        """Take one Adam step, in place, by torch's own fused kernel.
+        """Take one Adam step, in place, by torch's own fused kernel or that of :func:`updates_by`.
 
         It goes once over parameters, gradients and moments. A compiled graph calls it as an opaque
         operator: written out as formulas for the compiler to fuse, Adam took three times as long
@@ -111,7 +114,7 @@ class AdamState:
         """
         for count in self.counts:
             count.add_(1)
-        run = torch.ops.vaebench.adam_ if torch.compiler.is_compiling() else _fused_kernel
+        run = torch.ops.vaebench.adam_ if torch.compiler.is_compiling() else _by_kernel
         alike = laid_out_as(self.params, grads)
         run(self.params, alike, self.m, self.v, self.steps, self.lr, self.eps)
 
@@ -143,6 +146,34 @@ def _fused_kernel(
     )
 
 
+Kernel = Callable[
+    [list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor], Tensor, float], None
+]
+_kernel: ContextVar[Kernel] = ContextVar("kernel", default=_fused_kernel)
+
+
+@contextlib.contextmanager
+def updates_by(kernel: Kernel) -> Iterator[None]:
+    """Let another kernel take the steps in the block; it is given what torch's would be."""
+    before = _kernel.set(kernel)
+    try:
+        yield
+    finally:
+        _kernel.reset(before)
+
+
+def _by_kernel(
+    params: list[Tensor],
+    grads: list[Tensor],
+    m: list[Tensor],
+    v: list[Tensor],
+    steps: list[Tensor],
+    lr: Tensor,
+    eps: float,
+) -> None:
+    _kernel.get()(params, grads, m, v, steps, lr, eps)
+
+
 # The kernel reads the learning rate from a tensor, and in that form torch has not told its
 # compiler about it: as an operator of our own it is known.
 _LIBRARY = torch.library.Library("vaebench", "FRAGMENT")
@@ -150,5 +181,5 @@ _LIBRARY.define(
     "adam_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] m, Tensor(c!)[] v, "
     "Tensor[] steps, Tensor lr, float eps) -> ()"
 )
-_LIBRARY.impl("adam_", _fused_kernel, "CompositeExplicitAutograd")
+_LIBRARY.impl("adam_", _by_kernel, "CompositeExplicitAutograd")
 torch.library.register_fake("vaebench::adam_", lambda *_: None, lib=_LIBRARY)

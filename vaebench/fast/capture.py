@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from vaebench.fast.admit import Verdict
 from vaebench.fast.step import StepEngine
 from vaebench.system.timing import best_seconds
 
@@ -213,6 +214,18 @@ def step_seconds(plain: StepEngine, capture: Capture | None) -> float:
                 chunk = Chunk(plain, totals, steps, plain.batch_size, capture)
                 run = partial(chunk.run, order, noise)
         return best_seconds(run, plain.device, budget=TIMED_SECONDS) / steps
+
+
+def race_replayed(device: torch.device) -> Callable[[StepEngine, StepEngine], Verdict]:
+    """Give a race of steps as they will be run: replayed, where they can be recorded."""
+    capture = capture_for(device)
+
+    def race(candidate: StepEngine, other: StepEngine) -> Verdict:
+        steps = -(-len(candidate.images) // candidate.batch_size)
+        first, second = (step_seconds(engine, capture) for engine in (candidate, other))
+        return Verdict(first, second, steps)
+
+    return race
 
 
 def discard(engine: StepEngine, order: Tensor, noise: Tensor) -> None:

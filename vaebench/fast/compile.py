@@ -64,7 +64,8 @@ def offer(draft: Draft) -> Offer | str:
     plan, notes = plain, []
     actual: dict[str, Any] = {"compile": True}
     for part in TECHNIQUES:
-        if part.kind == "part" and part.needs == "compile" and draft.asks(part.name):
+        here = draft.problem.device.type in part.devices
+        if here and part.kind == "part" and part.needs == "compile" and draft.asks(part.name):
             with contextlib.suppress(CompileError):  # compiling the step will say so
                 changed = import_module(part.module).part(draft, plan)
                 if changed:

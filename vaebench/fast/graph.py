@@ -38,7 +38,7 @@ def offer(draft: Draft) -> Offer | str:
     """Offer the steps of the engine below, recorded and replayed many at once."""
     capture = capture_for(draft.problem.device)
     alone = draft.group is None and draft.problem.resident and draft.problem.steady
-    if capture is None or not alone or draft.actual.get("persistent"):
+    if capture is None or not alone:
         return ""
     replayed = GraphEngine(draft.engine, capture)
     try:

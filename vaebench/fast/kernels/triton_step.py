@@ -4,32 +4,23 @@ A step of PyTorch's operators is some seventy kernels on a GPU, most of them so 
 them takes longest. Here what follows a product is done to its tiles before they are stored:
 activation, likelihood, or Adam's update, so that no gradient of a weight is ever stored; and every
 product that has an image in it gathers the image itself. The eager step is its plain twin. What is
-left is five phases, each of which waits for the one before (``triton_tiles.py``):
+left is six kernels, each of which waits for the one before (``triton_kernels.py``):
 
-1. encode: the images' hidden units, and what each adds to mu and logvar; the updates' rates.
-2. score: z, the logits, both terms of the ELBO, and the gradient along the logits.
-3. decode back: that gradient carried back to the decoder's hidden units, and what they add to z's.
-4. sample back: the gradients of mu and logvar, and of the encoder's hidden units. Beside it the
-   output layer is updated, whose weights 3 still had to read as they were.
-5. learn: the updates of the other layers; the totals.
+1. encode: the images' hidden units, and what each adds to mu and logvar.
+2. draw: z, the KL, and the decoder's hidden units; the updates' rates.
+3. score: the logits, the likelihood, and the gradient along the logits.
+4. decode back: that gradient carried back to the decoder's hidden units, and what they add to z's.
+5. learn output: the gradients of mu and logvar, and of the encoder's hidden units. Beside it the
+   output layer is updated, whose weights 4 still had to read as they were.
+6. learn rest: the updates of the other layers; the totals.
 
-:func:`triton_step` starts a kernel for each phase, five a step, to be replayed from a CUDA graph.
-``persistent`` starts one for many steps, in which all programs, as many as the GPU runs
-at once, meet after each phase: parameters and moments are loaded, and stay in its second-level
-cache, from the first step to the last.
-
-Float32 is multiplied by the multiply-add units (``"ieee"``), or by tensor cores, each factor in two
+They are to be replayed from a CUDA graph. Float32 is multiplied by tensor cores, each factor in two
 parts of 10 bits (``"tf32x3"``: relative errors of 1e-7 to 1e-6 more, well within what the tests of
-equality let pass of float32). ``"tf32"`` drops the second parts.
+equality let pass of float32). ``"tf32"`` drops the second parts. ``"ieee"``, the multiply-add
+units, is what the tests compare with.
 
-Predictions, none measured, for a step of 784-400-20 with 128 images on an H100: its products are
-240 million multiply-adds, at best 8 microseconds by the multiply-add units and 2 to 6 by tensor
-cores; a phase's first loads take 1 to 2 microseconds, a kernel of a graph 1 to 2 to start, and a
-meeting 1. So five kernels take 20 to 40 microseconds, one kernel 15 to 30, tensor cores being
-at the lower end of both.
-
-Triton compiles a kernel for each phase, and one for all, when a model's first step is run; that
-takes seconds, which steps of other batch sizes do not take again.
+Triton compiles the kernels when a model's first step is run; that takes seconds, which steps of
+other batch sizes do not take again.
 """
 
 import importlib.util
@@ -46,14 +37,10 @@ from vaebench.objective import Objective
 
 MOST_LATENT = 128  # a row of z, padded, is held by one program
 OLDEST = (8, 0)  # compute capability: what Triton's products are made for
-# Of the factors of products: the first two are float32's, as the tests of equality have it.
-PRECISIONS = ("ieee", "tf32x3", "tf32")
-FINE = PRECISIONS[:2]
-# How the kernel is compiled. Three chunks of a product's factors are loaded ahead of the one at
-# hand, since waiting for them is most of its time; and a product and a sum may be rounded as one,
-# which newer releases of Triton want to be told.
-OPTIONS = {"num_stages": 4, "enable_fp_fusion": True}
-MANY = 64  # steps of one launch, where the caller lets them be chosen, and of a trial
+# Of the factors of products.
+PRECISIONS = ("tf32x3", "tf32", "ieee")
+# A product and a sum may be rounded as one: newer releases of Triton want to be told.
+FUSED = {"enable_fp_fusion": True}
 
 
 class Layers(NamedTuple):
@@ -75,15 +62,33 @@ class Sizes(NamedTuple):
     padded: int
 
 
-class Blocks(NamedTuple):
-    """Tiles: short or tall by narrow or wide; chunks of what is summed up, long ones of pixels."""
+class Tile(NamedTuple):
+    """How a kernel cuts its work: see ``triton_kernels.py``; its warps, and chunks loaded ahead."""
 
-    short: int = 16
-    tall: int = 32
-    narrow: int = 32
-    wide: int = 64
+    rows: int
+    columns: int
+    splits: int = 1
     chunk: int = 32
-    long: int = 64
+    warps: int = 4
+    stages: int = 3
+
+
+class Tiles(NamedTuple):
+    """Those of each kernel; ``back``, of the gradients of mu and logvar within learn output.
+
+    The fastest on an H100, for the default model and 128 images, of some dozen for each.
+    """
+
+    encode: Tile = Tile(16, 32, splits=4, chunk=32)
+    draw: Tile = Tile(16, 64, warps=8)
+    score: Tile = Tile(32, 32, splits=4, chunk=16, stages=4)
+    decode_back: Tile = Tile(16, 32, splits=4, chunk=16, stages=4)
+    back: Tile = Tile(16, 32)
+    learn: Tile = Tile(64, 32)
+
+
+# Tiles of 64 rows are multiplied otherwise, which pays only where factors are in parts.
+ROUNDED_TILES = Tiles(learn=Tile(32, 32))
 
 
 def supports(model: nn.Module, images: Tensor, objective: Objective, optimizer: Optimizer) -> bool:
@@ -187,17 +192,16 @@ def ceil_div(n: int, block: int) -> int:
 
 
 class Workspace:
-    """What a step of one batch size passes from phase to phase; float32, on the device.
+    """What a step of one batch size passes from kernel to kernel; float32, on the device.
 
     ``hidden``, ``decoded`` and their gradients are (B, H); ``mu``, ``logvar``, ``z`` and gradients
-    (B, Z); ``logits_grad`` (B, D). ``heads`` and ``along`` hold parts of mu and
-    logvar, and of the gradient along z; ``recon`` and ``kl`` sums of tiles, in nats. ``arrived`` is
-    int32, and 0 between launches.
+    (B, Z); ``logits_grad`` (B, D). ``heads`` and ``along`` hold parts of mu and logvar, and of the
+    gradient along z; ``recon`` and ``kl`` sums of tiles, in nats.
     """
 
-    def __init__(self, batch: int, sizes: Sizes, blocks: Blocks, device: torch.device) -> None:
-        chunks = ceil_div(sizes.hidden, blocks.narrow)
-        largest = max(sizes.pixels, sizes.hidden, 2 * chunks * sizes.latent)
+    def __init__(self, batch: int, sizes: Sizes, tiles: Tiles, device: torch.device) -> None:
+        parts, parts_back = _parts(sizes, tiles)
+        largest = max(sizes.pixels, sizes.hidden, 2 * max(parts, parts_back) * sizes.latent)
         if batch * largest >= 2**31:
             raise ValueError(f"a batch of {batch} images is too large for the kernels' numbers")
 
@@ -209,65 +213,109 @@ class Workspace:
         self.hidden_grad, self.decoded_grad = empty(*hidden), empty(*hidden)
         self.mu, self.logvar, self.z = empty(*latent), empty(*latent), empty(*latent)
         self.mu_grad, self.logvar_grad = empty(*latent), empty(*latent)
-        self.heads, self.along = empty(2, chunks, *latent), empty(chunks, *latent)
+        self.heads, self.along = empty(2, parts, *latent), empty(parts_back, *latent)
         self.logits_grad = empty(batch, sizes.pixels)
-        rows = ceil_div(batch, blocks.tall)
-        self.kl, self.recon = empty(rows), empty(rows * ceil_div(sizes.pixels, blocks.narrow))
+        self.kl = empty(ceil_div(batch, tiles.draw.rows))
+        self.recon = empty(_count(batch, sizes.pixels, tiles.score))
         self.rates = empty(2)
-        self.arrived = torch.zeros(1, dtype=torch.int32, device=device)
+
+
+def _parts(sizes: Sizes, tiles: Tiles) -> tuple[int, int]:
+    """How many tiles add to a row of mu, and to one of the gradient along z."""
+    return (
+        ceil_div(sizes.hidden, tiles.encode.columns),
+        ceil_div(sizes.hidden, tiles.decode_back.columns),
+    )
+
+
+def _count(height: int, width: int, tile: Tile) -> int:
+    """Tiles of a matrix."""
+    return ceil_div(height, tile.rows) * ceil_div(width, tile.columns)
+
+
+class Launch(NamedTuple):
+    """One kernel of a step: its name, programs, and what its compilation depends on."""
+
+    kernel: str
+    programs: int
+    constants: dict[str, Any]
+    options: dict[str, Any]
 
 
 class Plan(NamedTuple):
     """What is known of the steps of one model before its images are."""
 
     sizes: Sizes
-    blocks: Blocks
-    fixed: dict[str, Any]  # the kernel's arguments that are the same in every step, by name
+    tiles: Tiles
+    precision: str
+    fixed: dict[str, Any]  # arguments that are the same in every step, by name
 
     @classmethod
-    def of(cls, model: VAE, objective: Objective, state: Moments, precision: str) -> "Plan":
+    def of(
+        cls,
+        model: VAE,
+        objective: Objective,
+        state: Moments,
+        precision: str,
+        tiles: Tiles | None = None,
+    ) -> "Plan":
         """Plan the steps of what the kernels `supports`."""
-        sizes, blocks = _sizes(model), Blocks()
-        constants: dict[str, Any] = {"PIXELS": sizes.pixels, "HIDDEN": sizes.hidden}
-        constants |= {"LATENT": sizes.latent, "Z": sizes.padded, "PRECISION": precision}
-        constants |= {name.upper(): value for name, value in blocks._asdict().items()}
         numbers = {"beta": float(objective.beta), "epsilon": float(state.eps)}
         tensors = {"step": state.step, "lr": state.lr, **_tensors(model, state)}
-        return cls(sizes, blocks, {**constants, **numbers, **tensors})
+        tiles = tiles or (ROUNDED_TILES if precision == "tf32" else Tiles())
+        return cls(_sizes(model), tiles, precision, {**numbers, **tensors})
 
     def workspace(self, batch: int, device: torch.device) -> Workspace:
         """Take memory for steps of so many images."""
-        return Workspace(batch, self.sizes, self.blocks, device)
+        return Workspace(batch, self.sizes, self.tiles, device)
 
     def arguments(
         self, images: Tensor, index: Tensor, noise: Tensor, totals: Tensor, workspace: Workspace
     ) -> dict[str, Any]:
-        """All arguments of the kernel, by name, but the phase; ``workspace`` is for its batch."""
+        """All that any kernel is given, by name; ``workspace`` is for its batch."""
         batch, _ = workspace.hidden.shape
         return {
             **self.fixed, **vars(workspace), "images": images, "index": index, "noise": noise,
             "totals": totals, "count": len(images), "batch": batch, "kls": len(workspace.kl),
-            "recons": len(workspace.recon), "steps": len(index) // batch,
-            "BYTES": images.dtype == torch.uint8,
+            "recons": len(workspace.recon),
         }  # fmt: skip
 
-    def tiles(self, batch: int) -> list[int]:
-        """Tiles of each phase; in comments those of 784-400-20 and 128 images."""
-        d, h, *_ = self.sizes
-        short, tall, narrow, wide, *_ = self.blocks
-        units = ceil_div(h, narrow)
-        back = ceil_div(batch, short) * units
+    def launches(self, batch: int, bytes_: bool) -> list[Launch]:
+        """The kernels of a step of so many images, in order; ``bytes_``: pixels are uint8."""
+        d, h, latent, padded = self.sizes
+        tiles = self.tiles
+        parts, parts_back = _parts(self.sizes, tiles)
+        common: dict[str, Any] = {
+            "PIXELS": d,
+            "HIDDEN": h,
+            "LATENT": latent,
+            "Z": padded,
+            "BYTES": bytes_,
+        }
+        common |= {"PRECISION": self.precision}
+        common |= {"BACK_ROWS": tiles.back.rows, "BACK_COLUMNS": tiles.back.columns}
+        back, units = _count(batch, h, tiles.back), ceil_div(h, tiles.learn.columns)
+        outputs = _count(d, h, tiles.learn) + ceil_div(d, tiles.learn.columns)
+        rest = _count(h, d, tiles.learn) + 5 * units + 2
+
+        def launch(name: str, tile: Tile, programs: int, parts: int = 0) -> Launch:
+            own = {"ROWS": tile.rows, "COLUMNS": tile.columns, "SPLITS": tile.splits}
+            constants = {**common, **own, "CHUNK": tile.chunk, "PARTS": parts}
+            options = {"num_warps": tile.warps, "num_stages": tile.stages, **FUSED}
+            return Launch(name, programs, constants, options)
+
         return [
-            back,  # 8 x 13
-            ceil_div(batch, tall) * ceil_div(d, narrow),  # 4 x 25
-            back,  # 8 x 13
-            back + ceil_div(d, tall) * ceil_div(h, wide),  # 8 x 13 + 25 x 7
-            ceil_div(h, tall) * ceil_div(d, wide) + 3 * units + 1,  # 13 x 13 + 3 x 13 + 1
+            launch("encode", tiles.encode, _count(batch, h, tiles.encode)),
+            launch("draw", tiles.draw, _count(batch, h, tiles.draw) + 1, parts),
+            launch("score", tiles.score, _count(batch, d, tiles.score)),
+            launch("decode_back", tiles.decode_back, _count(batch, h, tiles.decode_back)),
+            launch("learn_output", tiles.learn, back + outputs, parts_back),
+            launch("learn_rest", tiles.learn, rest),
         ]
 
 
 def triton_step(
-    model: nn.Module, objective: Objective, optimizer: Optimizer, precision: str = "ieee"
+    model: nn.Module, objective: Objective, optimizer: Optimizer, precision: str = "tf32x3"
 ) -> Step:
     """Build the step of kernels for what they `supports`; see that for the conditions.
 
@@ -279,57 +327,32 @@ def triton_step(
         model: trained in place.
         objective: what is maximised.
         optimizer: Adam's state of all of the model's parameters, changed in place.
-        precision: of the factors of products: ``"ieee"``, float32; ``"tf32"``, rounded;
-            ``"tf32x3"``, each in two such parts, nearly float32. As Triton's ``input_precision``.
+        precision: of the factors of products, as Triton's ``input_precision``: ``"tf32x3"``, each
+            in two parts of 10 bits, nearly float32; ``"tf32"``, rounded to 10; ``"ieee"``.
     """
-    return Phases(model, objective, optimizer, precision)
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}: it must be one of {PRECISIONS}")
+    plan = Plan.of(cast(VAE, model), objective, cast(Moments, optimizer), precision)
+    workspaces: dict[int, Workspace] = {}  # by the images of a step
 
+    def step(images: Tensor, index: Tensor, eps: Tensor, totals: Tensor) -> None:
+        from vaebench.fast.kernels import triton_kernels  # only here, as it needs Triton
 
-class Phases:
-    """A step, phase by phase, and many steps in one launch."""
-
-    def __init__(
-        self, model: nn.Module, objective: Objective, optimizer: Optimizer, precision: str
-    ) -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision is {precision!r}: it must be one of {PRECISIONS}")
-        self.plan = Plan.of(cast(VAE, model), objective, cast(Moments, optimizer), precision)
-        self.workspaces: dict[int, Workspace] = {}  # by the images of a step
-
-    def __call__(self, images: Tensor, index: Tensor, eps: Tensor, totals: Tensor) -> None:
-        """Train one step; see :data:`vaebench.fast.step.Step`."""
-        arguments = self._arguments(images, index, eps, totals, len(index))
+        _check(images, index, eps, totals, plan.sizes)
+        batch = len(index)
+        if batch not in workspaces:
+            workspaces[batch] = plan.workspace(batch, images.device)
+        arguments = plan.arguments(images, index, eps, totals, workspaces[batch])
         # Triton starts kernels on torch's current device, which need not be the images'.
         with torch.no_grad(), torch.cuda.device_of(images):
-            for phase, tiles in enumerate(self.plan.tiles(len(index)), start=1):
-                _kernel()[(tiles,)](**arguments, PHASE=phase, **OPTIONS)
+            for name, programs, constants, options in plan.launches(
+                batch, images.dtype == torch.uint8
+            ):
+                kernel: Any = getattr(triton_kernels, name)
+                given = {n: (arguments | constants)[n] for n in kernel.arg_names}
+                kernel[(programs,)](**given, **options)
 
-    def many(
-        self, images: Tensor, index: Tensor, eps: Tensor, totals: Tensor, batch: int, programs: int
-    ) -> None:
-        """Train on batches of ``batch`` images, in one launch; ``index`` is a multiple of it.
-
-        Its programs wait for each other: the GPU must run so many at once, and else refuses.
-        """
-        arguments = self._arguments(images, index, eps, totals, batch)
-        with torch.no_grad(), torch.cuda.device_of(images):
-            arguments["arrived"].zero_()
-            _kernel()[(programs,)](**arguments, PHASE=0, **OPTIONS, launch_cooperative_grid=True)
-
-    def _arguments(
-        self, images: Tensor, index: Tensor, eps: Tensor, totals: Tensor, batch: int
-    ) -> dict[str, Any]:
-        _check(images, index, eps, totals, self.plan.sizes)
-        if batch not in self.workspaces:
-            self.workspaces[batch] = self.plan.workspace(batch, images.device)
-        return self.plan.arguments(images, index, eps, totals, self.workspaces[batch])
-
-
-def _kernel() -> Any:
-    """Import the kernel: only here, as it needs Triton."""
-    from vaebench.fast.kernels.triton_kernels import train
-
-    return train
+    return step
 
 
 def _check(images: Tensor, index: Tensor, eps: Tensor, totals: Tensor, sizes: Sizes) -> None:
