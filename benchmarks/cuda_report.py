@@ -55,7 +55,7 @@ PAYS = 1.05
 # Whole trainings that would take longer than so many seconds are left out: the time is for others.
 LONGEST = 4.0
 # Beside the ladder's rungs: what they are worth together, or without one another.
-MORE = ("triton+tf32",)
+MORE = ("amp=bf16", "tf32+triton=off")
 
 
 @dataclass(frozen=True)

@@ -93,9 +93,11 @@ class Stack:
         state = [*self.params, *self.adam.m, *self.adam.v, self.adam.step]
         before = [t.detach().clone() for t in state]
         capture = CudaCapture(self.images.device)
-        self.step(self.index[:, :BATCH], self.noise[:, :BATCH])  # compiles
+        # Laid out as those of steps: else it would be compiled again, and that cannot be recorded.
+        batch = self.index[:, :BATCH].contiguous(), self.noise[:, :BATCH].contiguous()
+        self.step(*batch)
         for _ in range(WARM_UPS):
-            capture.warm_up(lambda: self.step(self.index[:, :BATCH], self.noise[:, :BATCH]))
+            capture.warm_up(lambda: self.step(*batch))
         self.replay = capture.record(self.steps)
         with torch.no_grad():
             for tensor, value in zip(state, before, strict=True):

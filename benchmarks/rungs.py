@@ -2,7 +2,7 @@
 
 A rung bears its technique's name. First come those that are on by default, each upon the one
 before; then what others need, with them; what else must be asked for stands by itself on top.
-Several joined by ``+`` are a rung too, and ``=`` gives one another value: ``triton+tf32``,
+Several joined by ``+`` are a rung too, and ``=`` gives one another value: ``triton+graph=off``,
 ``amp=bf16``, ``compile+graph=off``. ``plain`` is that of no switch at all, ``plain+compile`` what
 ``--compile`` makes of any model.
 """

@@ -260,6 +260,9 @@ def cuda_report(results: Results) -> str:
         "float32, which is named."
     )
     said = f" Not all of it: {'; '.join(lost)}." if lost else ""
+    skipped = {name: len(part.get("skipped", [])) for name, part in result["parts"].items()}
+    left_out = [f"{count} of {name}" for name, count in skipped.items() if count]
+    said += f" Left out for want of time: {', '.join(left_out)}." if left_out else ""
     return "\n\n".join(filter(None, tables)) + source(result, words + said)
 
 

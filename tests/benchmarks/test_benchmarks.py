@@ -194,7 +194,7 @@ def test_the_ladder_is_the_register(load: Load, kind: str) -> None:
         assert rungs[technique.name].switches[technique.name]
         if technique.needs:
             assert rungs[technique.name].switches[technique.needs]
-    assert load("rungs").top(kind) == {"cpu": "native", "cuda": "compile"}[kind]
+    assert load("rungs").top(kind) == {"cpu": "native", "cuda": "triton"}[kind]
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])

@@ -463,16 +463,18 @@ def test_the_slower_compiled_step_is_not_trained_with(
 
 
 def _with_triton(
-    strokes: Tensor, monkeypatch: pytest.MonkeyPatch, step: Callable[..., object]
+    strokes: Tensor, monkeypatch: pytest.MonkeyPatch, step: Callable[..., object], **words: Any
 ) -> Built:
     """Build an engine whose Triton kernels are stood in for by another step."""
-    here = [dataclasses.replace(t, devices=("cpu",)) for t in TECHNIQUES if t.name == "triton"]
+    here = [
+        dataclasses.replace(t, devices=("cpu",)) for t in TECHNIQUES if t.name in ("triton", "amp")
+    ]
     monkeypatch.setattr(build, "TECHNIQUES", here)
     monkeypatch.setattr(triton, "supports", lambda *_: True)
     monkeypatch.setattr(triton, "triton_step", step)
     torch.manual_seed(1)
     model = VAE(hidden_dims=(48,), latent_dim=6)
-    return make_engine(model, strokes, Objective(), 64, 1e-3, CPU, triton=True)
+    return make_engine(model, strokes, Objective(), 64, 1e-3, CPU, compile=True, **words)
 
 
 def _same(model: VAE, objective: Objective, optimizer: Any, _: str) -> object:
@@ -529,20 +531,22 @@ def test_parts_are_offered_on_their_devices_alone(
 @pytest.mark.parametrize("rounded", [False, True])
 def test_cuda_triton_is_used_and_trains(strokes: Tensor, rounded: bool) -> None:
     found = {}
-    choices: tuple[dict[str, Any], ...] = ({}, {"triton": True})
-    for words in choices:
+    for asked in (False, True):
         torch.manual_seed(1)
         history = fit(
             VAE(hidden_dims=(48,), latent_dim=6), strokes, epochs=2, device="cuda", tf32=rounded,
-            **words,
+            compile=True, triton=asked,
         )  # fmt: skip
-        assert history.actual["triton"] is bool(words), history.notes
-        found[bool(words)] = history.epochs[-1].train_elbo
+        assert history.actual["triton"] is asked, history.notes
+        found[asked] = history.epochs[-1].train_elbo
     assert found[True] == pytest.approx(found[False], rel=2e-3 if rounded else 1e-4)
 
 
-def test_triton_without_cuda_is_said(strokes: Tensor) -> None:
-    model = VAE(hidden_dims=(9,))
-    built = make_engine(model, strokes, Objective(), 64, 1e-3, CPU, triton=True)
-    assert built.actual["triton"] is False
-    assert " ".join(built.notes).startswith("--triton: Triton's kernels train a plain vaebench.VAE")
+def test_triton_gives_way_to_bf16_by_name_alone(
+    strokes: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = _with_triton(strokes, monkeypatch, _same, amp="auto")
+    assert (built.actual["triton"], built.actual["amp"]) == (True, "float32")
+    assert any("whole steps" in note for note in built.notes)
+    built = _with_triton(strokes, monkeypatch, _same, amp="bf16")
+    assert (built.actual["triton"], built.actual["amp"]) == (False, "bf16")

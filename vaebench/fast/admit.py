@@ -9,9 +9,10 @@ but the rounding of sums, and when each parameter is off by no more than its own
 does to every layer what another order of its sums does.
 
 Some networks make much of little: batch norm of a few images, or an activation's kink that a value
-falls on either side of. If several steps end too far apart, each step is tried from the very state
-that the plain engine began it in; the plain bars then hold for steps, wider ones for where they
-lead together.
+falls on either side of. After several steps, what rounding leads to there may be as much as what a
+wrong kernel does. So if several steps end apart, each step is tried from the very state that the
+plain engine began it in; the plain bars then hold for steps, wider ones for where they lead
+together.
 
 What agrees is then raced: large products leave a compiler little to save, and its own cost comes
 first. What disagrees or loses is dropped with a note. Nothing that the gate does leaves a trace in
@@ -106,8 +107,11 @@ def disagreement(
         together = _Trial(engine, plain, order, noise, chunks)
         if together.diverges:
             return None  # which training will tell; the trial can tell nothing
-        worst = max(together.differences(tolerance))
-        if worst.share > 1 and engine.steps_at_once == 1:
+        if together.plainly_agrees(tolerance):
+            return None
+        if engine.steps_at_once > 1:
+            worst = max(together.differences(tolerance))
+        else:
             apart = _by_steps(engine, plain, tolerance)
             wide = Tolerance(*map(max, tolerance, ROUNDED))
             worst = max(apart, *together.differences(wide))
@@ -155,13 +159,17 @@ class _Trial:
             nudged = _outcome(plain, self.order, self.noise, chunks)
         return [nudged, *(_outcome(plain, *order, chunks) for order in orders)]
 
+    def plainly_agrees(self, tolerance: Tolerance) -> bool:
+        """Whether they agree however little rounding leads to."""
+        return max(self._beyond(tolerance, [])).share <= 1
+
     def differences(self, tolerance: Tolerance) -> list[Difference]:
         """Those of recon, kl and each tensor.
 
         How far rounding leads is asked only where it decides: it takes three more trainings.
         """
-        found = self._beyond(tolerance, [])
-        return found if max(found).share <= 1 else self._beyond(tolerance, self.others)
+        plainly = self.plainly_agrees(tolerance)
+        return self._beyond(tolerance, [] if plainly else self.others)
 
     def _beyond(self, tolerance: Tolerance, others: list[Outcome]) -> list[Difference]:
         """Each difference, where rounding is let lead as far as it does in ``others``."""

@@ -47,6 +47,8 @@ class Precision:
 def offer(draft: Draft) -> Offer | str:
     """Offer the plain step under autocast, where it is asked for or measured to gain."""
     problem, requested = draft.problem, draft.asks("amp")
+    if draft.whole:
+        return "kernels for float32 make whole steps here: trained so (--amp bf16 forces bf16)"
     if draft.problem.device.type == "cuda" and requested == "auto" and problem.resident:
         precision = by_steps(partial(_step_seconds, draft))
     else:

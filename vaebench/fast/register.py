@@ -66,11 +66,11 @@ _AMP = {"nargs": "?", "const": "auto", "metavar": "auto|bf16"}
 _ALL = (
     Technique("flush_denormal", "treat denormal numbers as zero", CPU, kind="thread"),
     Technique("tf32", "float32 products with factors of 10 bits; faster, not equal to float32", CUDA, default=False, rounds=True),
+    Technique("triton", "compile the fully connected network by six Triton kernels a step", CUDA, needs="compile"),
     Technique("joint_update", "update all parameters by one Triton kernel, where that pays", CUDA),
     Technique("amp", "autocast: auto (the default of the bare flag) uses bf16 where this device gains from it by measurement; bf16 forces it", default=None, option=_AMP, rounds=True, idle="float32"),
     Technique("products", "convolve small images by kernels, where that pays", CPU),
     Technique("batch_norm", "compute batch norm and the activation after it in two passes, where that pays", CPU, needs="products"),
-    Technique("triton", "train the fully connected network by six Triton kernels a step", CUDA, default=False),
     Technique("native", "compile the fully connected network by a kernel written for it", CPU, needs="compile"),
     Technique("sparse", "let the first layer leave out dark pixels where they are many", CPU, needs="compile", kind="part"),
     Technique("fused_likelihood", "compute a Bernoulli likelihood and its gradient in one pass", CPU, needs="compile", kind="part"),
