@@ -33,11 +33,13 @@ reference fast.layout fast.step fast.stream fast.parallel fast.admit fast.draft 
     fast.sparse fast.fused_likelihood fast.compile fast.graph fast.build
 evaluation
 training.history training.schedules training.state training.divergence training.memory
-    training.follow training.loop training.fit runs.storage runs.settings runs.folder
+    training.follow training.loop training.fit proof.report proof.rules proof.subject proof.verify
+    proof.pairs runs.storage runs.settings runs.folder
     runs.checkpoints
 plots.options plots.style plots.plane plots.run plots.sheets plots.curves plots.latent
     plots.manifold plots.explorer plots.album plots
-cli.streams cli.command cli.arguments cli.summary cli.train cli.evaluate cli.plot
+cli.streams cli.command cli.arguments cli.summary cli.train cli.evaluate cli.verify
+    cli.plot
 train evaluate __main__
 """
 FLOORS = _HOUSE.strip().replace("\n    ", " ").splitlines()
@@ -82,6 +84,7 @@ EMPTY = {
     "data",
     "fast",
     "models",
+    "proof",
     "runs",
     "system",
     "training",

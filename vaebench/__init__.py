@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from vaebench.models.conv import ConvVAE as ConvVAE
     from vaebench.models.mlp import VAE as VAE
     from vaebench.models.pretrained import load_state_dict_from as load_state_dict_from
+    from vaebench.proof.pairs import assert_equal_training as assert_equal_training
+    from vaebench.proof.report import Report as Report
+    from vaebench.proof.verify import verify as verify
     from vaebench.runs.checkpoints import Checkpoints as Checkpoints
     from vaebench.runs.folder import load as load
     from vaebench.training.fit import fit as fit
@@ -42,17 +45,20 @@ _MODULES = {
     "Evaluation": "evaluation",
     "History": "training.history",
     "InputError": "errors",
+    "Report": "proof.report",
     "TrainConfig": "config",
     "TrainState": "training.state",
     "TrainingInterrupted": "training.history",
     "VAE": "models.mlp",
     "adapt": "models.adapt",
+    "assert_equal_training": "proof.pairs",
     "evaluate": "evaluation",
     "fit": "training.fit",
     "load": "runs.folder",
     "load_dataset": "data.load",
     "load_mnist": "data.load",
     "load_state_dict_from": "models.pretrained",
+    "verify": "proof.verify",
 }
 
 __all__ = [
@@ -65,16 +71,19 @@ __all__ = [
     "Evaluation",
     "History",
     "InputError",
+    "Report",
     "TrainConfig",
     "TrainState",
     "TrainingInterrupted",
     "adapt",
+    "assert_equal_training",
     "evaluate",
     "fit",
     "load",
     "load_dataset",
     "load_mnist",
     "load_state_dict_from",
+    "verify",
 ]
 
 

@@ -11,6 +11,7 @@ from vaebench.errors import InputError
 COMMANDS = {
     "train": "train a VAE on MNIST-like images, fast; writes a run folder",
     "evaluate": "estimate a run's log-likelihood, with everything that it depends on",
+    "verify": "hold every fast path to plain eager PyTorch, on this machine",
     "plot": "draw pictures of a run: manifold, samples, curves and others",
 }
 

@@ -81,7 +81,7 @@ def test_no_command(args: list[str], said: str, capsys: pytest.CaptureFixture[st
     assert main(args) == 2
     error = capsys.readouterr().err
     assert said in error
-    assert "choose from train, evaluate, plot" in error
+    assert "choose from train, evaluate, verify, plot" in error
     assert error.count("\n") == 1
 
 

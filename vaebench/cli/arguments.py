@@ -5,6 +5,7 @@ import dataclasses
 import textwrap
 import types
 import typing
+from collections.abc import Collection
 from typing import Any, NoReturn
 
 from vaebench.config import FIELDS, TrainConfig, recipe
@@ -28,28 +29,41 @@ def parse(argv: list[str]) -> TrainConfig:
     Raises:
         InputError: an unknown flag, or a value that cannot be.
     """
+    parser = option_parser("python -m vaebench.train", "Train a VAE on MNIST-like images, fast.")
+    given = vars(parser.parse_args(argv))
+    run = given.pop("resume", None)
+    return config_from(given) if run is None else resumed(run, _tidied(given))
+
+
+def option_parser(prog: str, description: str, without: Collection[str] = ()) -> Parser:
+    """A parser of TrainConfig's options, but for some; what is not given is not in its result."""
     parser = Parser(
-        prog="python -m vaebench.train",
-        description="Train a VAE on MNIST-like images, fast.",
+        prog=prog,
+        description=description,
         epilog=_recipes(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     for name, field in FIELDS.items():
-        flag = "--" + name.replace("_", "-")
-        parser.add_argument(
-            flag, dest=name, default=argparse.SUPPRESS, **_argparse_kwargs(name, field)
-        )
-    given = vars(parser.parse_args(argv))
-    if "hidden_dim" in given:
-        given["hidden_dim"] = tuple(given["hidden_dim"])
-    run = given.pop("resume", None)
-    if run is not None:
-        return resumed(run, given)
+        if name not in without:
+            flag = "--" + name.replace("_", "-")
+            parser.add_argument(
+                flag, dest=name, default=argparse.SUPPRESS, **_argparse_kwargs(name, field)
+            )
+    return parser
+
+
+def config_from(given: dict[str, Any]) -> TrainConfig:
+    """Make a config of options that were given, on top of their workload's."""
+    given = _tidied(given)
     config = recipe(given.pop("workload", "mlp"), **given)
     if config.objective.likelihood is None:
         config = config.replace(likelihood="bernoulli")
     return config
+
+
+def _tidied(given: dict[str, Any]) -> dict[str, Any]:
+    return {n: tuple(value) if isinstance(value, list) else value for n, value in given.items()}
 
 
 def _recipes() -> str:

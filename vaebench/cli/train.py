@@ -153,7 +153,7 @@ def _fit(
     from vaebench.training.history import TrainingInterrupted
 
     train = _trained_on(data.train, config)
-    model, recipe = _build(config, data, device)
+    model, recipe = build_model(config, data, device)
     conditional = config.network.conditional
     mark = mark_of(*contents(data, conditional=conditional))
     checkpoints = Checkpoints(folder.path, {**deciding(config), "model": recipe, "images": mark})
@@ -189,7 +189,7 @@ def _fit(
     return history
 
 
-def _build(
+def build_model(
     config: TrainConfig, data: "Dataset", device: "torch.device"
 ) -> tuple["Network", dict[str, Any]]:
     """Make the model with its seed's weights; give it and what it takes to make it again."""

@@ -19,8 +19,10 @@ first. What disagrees or loses is dropped with a note. Nothing that the gate doe
 the model.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from functools import cached_property, partial
 from typing import NamedTuple
 
@@ -44,8 +46,26 @@ ROUNDING = 1e-6
 # Steps of the plain engine before anything is compared. Adam's first one is a gradient's sign, also
 # where that is nothing but rounding.
 BEFORE = 2
-# Steps that are tried one by one. A kink that is met in one of them is not met in all.
-SINGLE = 5
+# Steps that are tried one by one, at most. A kink that is met in one of them is not met in all.
+SINGLE = 8
+
+
+_open: ContextVar[bool] = ContextVar("open", default=False)
+
+
+@contextlib.contextmanager
+def opened() -> Iterator[None]:
+    """Let everything through, right or wrong, faster or slower: for who judges by other means."""
+    before = _open.set(True)
+    try:
+        yield
+    finally:
+        _open.reset(before)
+
+
+def is_open() -> bool:
+    """Whether engines are neither verified nor raced."""
+    return _open.get()
 
 
 class Tolerance(NamedTuple):
@@ -119,14 +139,21 @@ def disagreement(
 
 
 def _by_steps(engine: StepEngine, plain: StepEngine, tolerance: Tolerance) -> Difference:
-    """The worst that every one of a few single steps shows, of each size of batch."""
-    found: list[Difference] = []
+    """The worst that every one of some single steps shows, of each size of batch.
+
+    What a wrong kernel does, each step shows: they end as soon as nothing was shown by all.
+    """
+    worst: list[Difference] = []
     for size in plain.problem.batch_sizes:
         order, noise = _numbers(plain, SINGLE * size)
-        batches = zip(order.split(size), noise.split(size), strict=True)
-        each = [_Trial(engine, plain, *b, [size]).differences(tolerance) for b in batches]
-        found += [min(shown) for shown in zip(*each, strict=True)]
-    return max(found)
+        shown: list[Difference] = []
+        for batch in zip(order.split(size), noise.split(size), strict=True):
+            found = _Trial(engine, plain, *batch, [size]).differences(tolerance)
+            shown = [min(pair) for pair in zip(shown, found, strict=True)] if shown else found
+            if max(shown).share <= 1:
+                break
+        worst.append(max(shown))
+    return max(worst)
 
 
 class _Trial:
@@ -305,7 +332,7 @@ def objection(engine: StepEngine, plain: StepEngine, tolerance: Tolerance) -> st
     """
     try:
         engine.warm_up()
-        return disagreement(engine, plain, engine.trial_sizes, tolerance)
+        return None if is_open() else disagreement(engine, plain, engine.trial_sizes, tolerance)
     except (CompileError, torch.OutOfMemoryError):
         raise
     except Exception as error:

@@ -69,7 +69,8 @@ def regret(draft: Draft, plain: StepEngine) -> str:
     """Say that bf16, chosen for its products' speed, makes steps slower than float32's, if so."""
     chosen = draft.asks("amp") == "auto" and not draft.group
     if chosen and not race_steps(draft.engine, plain).wins:
-        return "a step was slower in bf16 here"
+        measured = next(note for note in draft.notes if note.startswith("--amp: "))
+        return f"{measured.removeprefix('--amp: ')}, but a step was slower in bf16"
     return ""
 
 

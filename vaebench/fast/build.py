@@ -60,7 +60,7 @@ def make_engine(
             _consider(technique, draft)
     if draft.engine is plain:
         plain.warm_up()
-    elif regretted := _regretted(draft, plain):
+    elif not admit.is_open() and (regretted := _regretted(draft, plain)):
         technique, reason = regretted
         built = make_engine(problem, without(fast, technique.name), group, draft.optimizer)
         return built._replace(notes=[*built.notes, f"{technique.flag}: {reason}"])
@@ -116,7 +116,8 @@ def _admit(technique: Technique, draft: Draft, offered: Offer) -> "Offer | str":
         warnings.warn(f"{technique.flag} {said}; training without", stacklevel=5)
         draft.notes.append(f"{technique.flag}: {said}; trained without")
         return offered.instead or ""
-    if offered.race and not group:  # several processes would each measure, and wait for, another
+    # Several processes would each measure, and wait for, another.
+    if offered.race and not group and not admit.is_open():
         verdict = offered.race(engine, draft.engine)
         if offered.said:
             draft.notes.append(offered.said(verdict))

@@ -137,6 +137,13 @@ def configured(config: TrainConfig | None, given: dict[str, Any]) -> TrainConfig
         raise InputError(message) from error
 
 
+def objective_of(config: TrainConfig, model: nn.Module) -> Objective:
+    """What a config asks to be maximised; the likelihood is the model's own if it names none."""
+    asked = config.objective
+    kind = likelihood_of(model) if asked.likelihood is None else asked.likelihood
+    return Objective(kind, asked.sigma, asked.beta, asked.bound, asked.samples)
+
+
 class Training:
     """One call of :func:`fit`: its arguments, checked."""
 
@@ -153,11 +160,9 @@ class Training:
         model = self.model
         self.device = resolve_device(config.run.device)
         device_of(model)
-        asked = config.objective
-        kind = likelihood_of(model) if asked.likelihood is None else asked.likelihood
-        self.objective = Objective(kind, asked.sigma, asked.beta, asked.bound, asked.samples)
+        self.objective = objective_of(config, model)
         test, test_labels = test_images if isinstance(test_images, tuple) else (test_images, None)
-        unit = {"unit_interval": kind == "bernoulli"}
+        unit = {"unit_interval": self.objective.likelihood == "bernoulli"}
         self.images = checked(images, "images", **unit).pixels
         self.labels = self._check_labels(labels, self.images, "labels")
         self.test = None if test is None else checked(test, "test_images", **unit)

@@ -40,7 +40,7 @@ class Follower:
         self.actual: dict[str, Any] = {}
         self.engine: Engine
         if config.run.engine == "reference":
-            self.engine = _reference(problem)
+            self.engine = reference_of(problem)
             self.actual = {t.name: t.idle for t in TECHNIQUES if t.kind != "thread"}
         else:
             built = make_engine(problem, config.fast, group)
@@ -89,7 +89,8 @@ def _plain(fast: FastConfig) -> FastConfig:
     return without(fast, *(t.name for t in TECHNIQUES if t.kind != "thread" and not t.rounds))
 
 
-def _reference(problem: Problem) -> ReferenceEngine:
+def reference_of(problem: Problem) -> ReferenceEngine:
+    """The reference engine for a problem."""
     objective, optimizer = problem.objective, problem.optimizer
     return ReferenceEngine(
         cast(nn.Module, problem.vae),

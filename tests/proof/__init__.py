@@ -1,0 +1,1 @@
+"""Proofs: verify, pairs of steps, and that what is wrong is seen."""

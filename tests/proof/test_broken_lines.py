@@ -1,0 +1,126 @@
+"""A proof sees what is wrong: kernels, each with one of its lines broken."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import vaebench
+from tests.tiers import first
+from vaebench.config import TrainConfig
+from vaebench.fast.register import TECHNIQUES
+from vaebench.proof.subject import Subject
+from vaebench.proof.verify import Proof
+from vaebench.system import toolchain
+
+
+class Convolutions(nn.Module):
+    """A small network with a convolution up and down, and batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into = nn.Sequential(
+            nn.Conv2d(1, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.LeakyReLU(), nn.Conv2d(8, 20, 3, 2, 1),
+            nn.BatchNorm2d(20), nn.LeakyReLU(), nn.Flatten(), nn.Linear(20 * 49, 6),
+        )  # fmt: skip
+        self.out = nn.Sequential(
+            nn.Linear(3, 20 * 49), nn.Unflatten(1, (20, 7, 7)), nn.BatchNorm2d(20), nn.LeakyReLU(),
+            nn.ConvTranspose2d(20, 8, 3, 2, 1, 1), nn.BatchNorm2d(8), nn.LeakyReLU(),
+            nn.ConvTranspose2d(8, 1, 3, 2, 1, 1), nn.Flatten(),
+        )  # fmt: skip
+
+    def encode(self, x: Tensor) -> Any:
+        return self.into(x.view(-1, 1, 28, 28)).chunk(2, 1)
+
+    def decode(self, z: Tensor) -> Any:
+        return self.out(z)
+
+
+def _linear() -> nn.Module:
+    return vaebench.VAE(hidden_dims=(48,), latent_dim=6)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """One line of a kernel, another in its place, and the level that tells first."""
+
+    techniques: tuple[str, ...]
+    file: str
+    line: str
+    by: str
+    level: str = "L1"
+    make: Callable[[], nn.Module] = _linear
+
+
+NATIVE, NORM = ("compile", "native"), ("products", "batch_norm")
+BROKEN = [
+    Broken(NATIVE, "native.h", "m = m_old * m + m_new * g;", "m = m_old * m + m_old * g;"),
+    Broken(NATIVE, "native.h", "v_new * (g * g)", "v_new * abs(g)"),
+    Broken(NATIVE, "native.h", "rate(*net.lr / (1 - std::pow(BETA1, step)))", "rate(*net.lr)"),
+    Broken(NATIVE, "native.h", "return h > 0 ? broadcast(1)", "return h >= 0 ? broadcast(1)"),
+    Broken(NATIVE, "native_forward.h", "m * m + expm1(l) - l,", "m * m + expm1(l),"),
+    Broken(NATIVE, "native_forward.h", "s = expm1(0.5f * l) + 1.0f", "s = expm1(l) + 1.0f"),
+    Broken(NATIVE, "native_forward.h", "at(to + place) = x + layer.bias[feature];",
+           "at(to + place) = x;"),
+    Broken((*NATIVE, "sparse"), "native_forward.h", "if (!p[0] && (count < G || !p[1])) return;",
+           "if (!p[0]) return;"),
+    Broken(NATIVE, "bernoulli.h", "return (l < 0 ? e * share : share) - x;", "return share - x;"),
+    Broken(NORM, "batch_norm.cpp", "b += g * (off * c[n].inverse);", "b += g * off;",
+           make=Convolutions),
+    Broken(NORM, "batch_norm.cpp", "shift[c] = sums[c] / parts.rows,",
+           "shift[c] = sums[c] / (parts.rows - 9),", make=Convolutions),
+    Broken(("products",), "conv_apply.h", "bias && n < width", "n < 0 * width", make=Convolutions),
+    Broken(("products",), "conv_grad.h", "count = max(0, min(g.small[axis],",
+           "count = max(0, min(g.small[axis] - 1,", make=Convolutions),
+]  # fmt: skip
+
+
+@pytest.fixture
+def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the kernels' folder, from which they are built while the test lasts."""
+    folder = tmp_path / "kernels"
+    shutil.copytree(toolchain.SOURCES, folder)
+    monkeypatch.setattr(toolchain, "SOURCES", folder)
+    _forget()
+    yield folder
+    _forget()
+
+
+def _forget() -> None:
+    """Let kernels be built anew."""
+    toolchain.load_kernels.cache_clear()
+    for technique in TECHNIQUES:
+        module = import_module(technique.module)
+        for place in (module, getattr(module, "operators", module)):
+            getattr(getattr(place, "_kernel", None), "cache_clear", lambda: None)()
+
+
+@pytest.mark.parametrize("broken", first(2, BROKEN), ids=lambda b: b.line)
+def test_a_broken_line_is_seen(broken: Broken, kernels: Path, strokes: Tensor) -> None:
+    source = kernels / broken.file
+    text = source.read_text()
+    assert text.count(broken.line) == 1
+    source.write_text(text.replace(broken.line, broken.by))
+    torch.manual_seed(1)
+    subject = Subject(broken.make(), strokes, None, TrainConfig(batch_size=32, device="cpu"))
+    proof = Proof(subject)
+    assert proof.compare(broken.techniques), proof.reason
+    levels = {check.level for check in proof.checks if not check.passed}
+    assert broken.level in levels
+
+
+@pytest.mark.parametrize("make", [_linear, Convolutions])
+def test_whole_kernels_pass(make: Callable[[], nn.Module], strokes: Tensor) -> None:
+    """The same models, the same comparisons."""
+    torch.manual_seed(1)
+    subject = Subject(make(), strokes, None, TrainConfig(batch_size=32, device="cpu"))
+    proof = Proof(subject)
+    for techniques in {broken.techniques for broken in BROKEN if broken.make is make}:
+        assert proof.compare(techniques), proof.reason
+    assert [str(check) for check in proof.checks if not check.passed] == []
