@@ -335,11 +335,45 @@ def _until(found: Result | None) -> str:
     return f"up to {found['until']:,}, not at {found['not_at']:,}"
 
 
+def compare(results: Results) -> str:
+    """Two torches in turns, by ``benchmarks.compare``."""
+    result = results.get("compare-torch")
+    if result is None:
+        return NOT_YET
+    heads = ["benchmark", "B's time / A's (interval)", "verdict", "ELBO, A and B", "cold, s"]
+    heads += ["warm, s", "memory, MB"]
+    a, b = (side["torch"] for side in result["sides"])
+    words = (
+        f"A: torch {a}; B: torch {b}. Training alone, medians of {result['rounds']} rounds of a "
+        f"fresh process each, {result['epochs'] - 1} epochs apiece after the first; rank "
+        f"intervals, {result['benchmarks'][0]['ratio']['level']:.1%}. Cold and warm: from the "
+        "process's start to the end of its first epoch, without and with kernels built."
+    )
+    rows = [_compared(row) for row in result["benchmarks"]]
+    return table(heads, rows) + source(result, words)
+
+
+def _compared(row: Result) -> list[str]:
+    ratio, verdict = row["ratio"], row["verdict"]
+    if verdict == "no difference found":
+        verdict += f" (from {row['resolution']:.1%} on it would be)"
+    pair = (("elbo", "{:.2f}", 1), ("cold_seconds", "{:.1f}", 1), ("warm_seconds", "{:.1f}", 1),
+            ("peak_bytes", "{:.0f}", 1e-6))  # fmt: skip
+    return [
+        row["name"],
+        f"{ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})"
+        + " (busy machine)" * bool(row["busy"]),
+        verdict,
+        *(", ".join(how.format(unit * value) for value in row[key]) for key, how, unit in pair),
+    ]
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
     "ladder": ladder,
     "peers": peers,
     "equality": equality,
     "startup": startup,
+    "compare": compare,
     "cuda": cuda,
 }
 MARKED = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- /table:\2 -->)", re.S)

@@ -30,7 +30,9 @@ LIKELIHOODS = ("bernoulli", "gaussian")
 ACTIVATIONS = ("relu", "tanh", "leaky_relu")
 NETWORKS = ("mlp", "conv")
 OPTIMIZERS = ("adam", "adagrad")
-SCHEDULES = ("constant", "iwae", "pythae")
+TO_THE_END = ("linear", "cosine", "one-cycle")  # what they give depends on the number of epochs
+SCHEDULES = ("constant", *TO_THE_END, "iwae", "pythae")
+BETA_SCHEDULES = ("constant", "warmup", "cyclical")
 OBJECTIVES = ("vae", "iwae")
 BINARIZE = ("none", "threshold", "static", "dynamic")
 ENGINES = ("fast", "reference")
@@ -71,9 +73,9 @@ def _check_text_or_none(name: str, value: str | None) -> None:
 
 
 def _measured(config: Any, *names: str) -> None:
-    """Check fields that are real numbers, and keep them as plain floats; beta may be zero."""
+    """Check fields that are real numbers, and keep them as plain floats; some may be zero."""
     for name in names:
-        value = check_real(_flag(name), getattr(config, name), zero=name == "beta")
+        value = check_real(_flag(name), getattr(config, name), zero=name in ("beta", "warmup"))
         object.__setattr__(config, name, value)
 
 
@@ -159,6 +161,13 @@ class ObjectiveConfig:
     beta: float = option(
         1.0, "weight of the KL in the loss (the ELBO is reported at 1)", metavar="F"
     )
+    beta_schedule: str = option(
+        "constant",
+        "how beta changes: from 0 up to --beta in --beta-epochs by warmup; every --beta-epochs "
+        "anew, up in half of them, by cyclical",
+        choices=BETA_SCHEDULES,
+    )
+    beta_epochs: float = option(10.0, "epochs of beta's warm-up, or of one cycle", metavar="F")
     bound: str = option(
         "vae",
         "what is maximised: the ELBO, averaged over the samples, or the importance-weighted bound",
@@ -170,13 +179,14 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         if self.likelihood is not None:
             _check_choice("likelihood", self.likelihood, LIKELIHOODS)
-        _measured(self, "sigma", "beta")
+        _measured(self, "sigma", "beta", "beta_epochs")
+        _check_choice("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
         _check_choice("objective", self.bound, OBJECTIVES)
         _counted(self, "samples")
-        if self.bound == "iwae" and self.beta != 1:
+        if self.bound == "iwae" and (self.beta, self.beta_schedule) != (1, "constant"):
             raise InputError(
-                f"--beta is {self.beta}: the importance-weighted bound has no separate KL to "
-                "weigh; drop --beta, or use --objective vae"
+                f"--beta is {self.beta}, {self.beta_schedule}: the importance-weighted bound has "
+                "no separate KL to weigh; drop --beta and --beta-schedule, or use --objective vae"
             )
 
 
@@ -191,14 +201,18 @@ class OptimizerConfig:
     adam_eps: float = option(1e-8, "epsilon in Adam's denominator", metavar="F")
     schedule: str = option(
         "constant",
-        "learning rate by epoch: constant, or that of the iwae or the pythae recipe",
+        "how the learning rate changes: down to 0 at the end by linear, cosine or one-cycle, or as "
+        "in the iwae or the pythae recipe",
         choices=SCHEDULES,
+    )
+    warmup: float = option(
+        0.0, "epochs for which the learning rate rises to what it is to be", metavar="F"
     )
 
     def __post_init__(self) -> None:
         _counted(self, "epochs", "batch_size")
         _check_choice("optimizer", self.name, OPTIMIZERS)
-        _measured(self, "lr", "adam_eps")
+        _measured(self, "lr", "adam_eps", "warmup")
         _check_choice("schedule", self.schedule, SCHEDULES)
 
 

@@ -43,6 +43,9 @@ class Engine(Protocol):
     def set_lr(self, lr: float) -> None:
         """Use this learning rate from the next step on."""
 
+    def set_beta(self, beta: float) -> None:
+        """Weigh the KL by this from the next step on; only for an objective with a ``weight``."""
+
     def training(self) -> AbstractContextManager[None]:
         """Enter this around calls of :meth:`epoch`; outside, model and memory are the owner's."""
 

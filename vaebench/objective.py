@@ -7,7 +7,7 @@ network's outputs: exp and a sum of 784 terms lose nats in bfloat16.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,9 @@ class Objective:
     beta: float = 1.0
     bound: str = "vae"
     samples: int = 1
+    # A scalar on the device, in place of beta where that changes while training: compiled and
+    # captured code reads it at every step.
+    weight: Tensor | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_choice("likelihood", self.likelihood, ("bernoulli", "gaussian"))
@@ -67,7 +70,8 @@ class Objective:
 
     def loss(self, recon: Tensor, kl: Tensor) -> Tensor:
         """The scalar to minimise."""
-        return (self.beta * kl - recon).mean()
+        beta = self.beta if self.weight is None else self.weight
+        return (beta * kl - recon).mean()
 
 
 def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:

@@ -73,6 +73,10 @@ class ReferenceEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
+    def set_beta(self, beta: float) -> None:
+        """Weigh the KL by this from the next step on."""
+        self.beta = beta
+
     def follow(self, params: list[Tensor]) -> None:
         """Train these parameters too: a layer may have been replaced since."""
         known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}

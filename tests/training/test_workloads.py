@@ -227,7 +227,7 @@ def test_schedules() -> None:
     """Burda's stages: 3^i epochs at 10^(-i/7), 3,280 in all. Pythae's: five steps."""
     burda = [10 ** (-i / 7) for i in range(8) for _ in range(3**i)]
     assert len(burda) == 3280
-    found = [lr_factor("iwae", epoch) for epoch in range(1, 3281)]
+    found = [lr_factor("iwae", epoch) for epoch in range(3280)]
     assert found == pytest.approx(burda)
     assert lr_factor("iwae", 4000) == pytest.approx(0.1)
     parameter = nn.Parameter(torch.zeros(()))
@@ -235,7 +235,7 @@ def test_schedules() -> None:
     steps = torch.optim.lr_scheduler.MultiStepLR(
         torchs, [200, 350, 500, 750, 1000], gamma=10 ** (-1 / 5)
     )
-    for epoch in range(1, 1100):
+    for epoch in range(1100):
         assert lr_factor("pythae", epoch) == pytest.approx(torchs.param_groups[0]["lr"])
         torchs.step()
         steps.step()

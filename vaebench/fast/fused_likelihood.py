@@ -42,7 +42,8 @@ def part(draft: Draft, plan: Plan) -> tuple[Plan, None] | None:
     if objective.likelihood != "bernoulli":
         return None
     _kernel()
-    fused = FusedObjective(**dataclasses.asdict(objective))
+    same = {each.name: getattr(objective, each.name) for each in dataclasses.fields(objective)}
+    fused = FusedObjective(**same)
     return dataclasses.replace(plan, objective=fused), None
 
 

@@ -177,6 +177,12 @@ class StepEngine:
         """Use this learning rate from the next step on."""
         self.optimizer.lr.fill_(lr)
 
+    def set_beta(self, beta: float) -> None:
+        """Weigh the KL by this from the next step on."""
+        weight = self.problem.objective.weight
+        assert weight is not None
+        weight.fill_(beta)
+
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
         """See :meth:`vaebench.engine.Engine.training`; entered within itself, it does nothing."""

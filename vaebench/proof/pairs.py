@@ -2,8 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -69,40 +68,52 @@ def assert_equal_training(
     begun = time.perf_counter()
     if not batches:
         raise InputError("batches is empty: give the arguments of at least one step")
-    exact = [[rules.float64(t) for t in batch] for batch in batches]
-    mine, eager = _Trained(fast, model, "fast"), _Trained(plain, model, "plain")
-    truth = _Trained(plain, copy.deepcopy(model).double(), "plain, in float64,")
-    names = [name for name, _ in model.named_parameters()]
-    before = rules.copies(list(model.parameters()))
-    got, want, true = mine.first(batches[0]), eager.first(batches[0]), truth.first(exact[0])
-    level = "L2" if rounded else "L1"
-    if rounded:
-        found = list(_rounded(names, got, true))
-    else:
-        found = list(rules.one_step(rules.Moves(names, before), got, [want], true, "loss"))
-    checks = [Check("fast", level, *entry) for entry in found]
-    rest = batches[1:]
-    late = "L2" if rounded else "L3"
-    losses = [t.then(rest) for t in (mine, eager)]
-    found = list(rules.losses(*losses, level=late))
-    if rest and not rounded:
-        truth.then(exact[1:])
-        ends = [rules.copies(list(t.model.parameters())) for t in (mine, eager, truth)]
-        found += rules.params_after(len(batches), rules.Moves(names, before), *ends)
-    checks += [Check("fast", late, *entry) for entry in found]
+    pair = _Pair(plain, fast, model)
+    checks = [*pair.first(batches[0], rounded), *pair.later(batches, rounded)]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    report = Report(
-        f"{type(model).__name__}, two training steps, {len(batches)} batches",
-        checks,
-        {},
-        time.perf_counter() - begun,
-        fingerprint(device),
-    )
+    subject = f"{type(model).__name__}, two training steps, {len(batches)} batches"
+    report = Report(subject, checks, {}, time.perf_counter() - begun, fingerprint(device))
     report.require()
     return report
 
 
-def _rounded(names: Sequence[str], got: rules.Outcome, true: rules.Outcome) -> Any:
+class _Pair:
+    """Two steps of copies of a model, and the plain one of a copy in float64."""
+
+    def __init__(self, plain: Make, fast: Make, model: nn.Module) -> None:
+        self.mine, self.eager = _Trained(fast, model, "fast"), _Trained(plain, model, "plain")
+        exact = copy.deepcopy(model).double()
+        self.truth = _Trained(plain, exact, "plain, in float64,")
+        names = [name for name, _ in model.named_parameters()]
+        self.moves = rules.Moves(names, rules.copies(list(model.parameters())))
+
+    def first(self, batch: Sequence[Tensor], rounded: bool) -> list[Check]:
+        """Compare what the first step leaves."""
+        got, want = self.mine.first(batch), self.eager.first(batch)
+        true = self.truth.first([rules.float64(t) for t in batch])
+        if rounded:
+            return _checks("L2", _rounded(self.moves.names, got, true))
+        return _checks("L1", rules.one_step(self.moves, got, [want], true, "loss"))
+
+    def later(self, batches: Sequence[Sequence[Tensor]], rounded: bool) -> list[Check]:
+        """Compare the losses of the steps that follow, and where they end."""
+        level, rest = "L2" if rounded else "L3", batches[1:]
+        losses = [trained.then(rest) for trained in (self.mine, self.eager)]
+        checks = _checks(level, rules.losses(*losses, level=level))
+        if rest and not rounded:
+            self.truth.then([[rules.float64(t) for t in batch] for batch in rest])
+            ends = [list(t.model.parameters()) for t in (self.mine, self.eager, self.truth)]
+            checks += _checks(level, rules.params_after(len(batches), self.moves, *ends))
+        return checks
+
+
+def _checks(level: str, found: Iterable[rules.Found]) -> list[Check]:
+    return [Check("fast", level, *entry) for entry in found]
+
+
+def _rounded(
+    names: Sequence[str], got: rules.Outcome, true: rules.Outcome
+) -> Iterator[rules.Found]:
     """L2 without an eager autocast of the caller's step: what 8 bits of factors may lead to."""
     yield "loss", abs(got.value - true.value), rules.ELBO["L2"] * abs(true.value)
     for name, mine, exact in zip(names, got.grads, true.grads, strict=True):

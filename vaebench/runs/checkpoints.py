@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vaebench.config import FIELDS
 from vaebench.errors import InputError
 from vaebench.runs.folder import metrics_line
 from vaebench.runs.storage import as_bytes, digest, replacing, to_json, write_tensors
@@ -119,12 +120,18 @@ class Checkpoints:
 
     def _compare(self, settings: Mapping[str, Any], path: Path) -> None:
         for name in sorted({*settings, *self.settings}):
-            mine, its = self.settings.get(name), settings.get(name)
+            # One that there was not yet had the value that is now the default.
+            mine, its = (s.get(name, _default(name)) for s in (self.settings, settings))
             if mine != its:
                 raise InputError(
                     f"{path} was written with {name} {its}, not {mine}: go on with the settings "
                     "that it began with"
                 )
+
+
+def _default(name: str) -> Any:
+    default = FIELDS[name].default if name in FIELDS else None
+    return list(default) if isinstance(default, tuple) else default
 
 
 def find(folder: Path) -> list[Path]:

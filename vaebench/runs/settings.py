@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vaebench.config import OPTIONS, TrainConfig
+from vaebench.config import OPTIONS, TO_THE_END, TrainConfig
 from vaebench.errors import InputError
 from vaebench.fast.register import TECHNIQUES
 
@@ -41,7 +41,8 @@ def resumed(run: str, given: Mapping[str, Any]) -> TrainConfig:
         own["data"] = images["name"]  # what auto turned out to be: it may turn out otherwise now
     if given.get("out") is not None:
         raise InputError(f"--out cannot be given with --resume, which writes to {run}: drop it")
-    other = {n: v for n, v in given.items() if n not in MAY_DIFFER and own.get(n, v) != v}
+    free = _may_differ(own.get("schedule"))
+    other = {n: v for n, v in given.items() if n not in free and own.get(n, v) != v}
     if other:
         said = ", ".join(
             f"{_flag(name)} {_shown(value)} (its own: {_shown(own[name])})"
@@ -59,7 +60,13 @@ def resumed(run: str, given: Mapping[str, Any]) -> TrainConfig:
 
 def deciding(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide about the result, by name."""
-    return {n: v for n, v in config.options().items() if n not in MAY_DIFFER}
+    free = _may_differ(config.optimizer.schedule)
+    return {n: v for n, v in config.options().items() if n not in free}
+
+
+def _may_differ(schedule: object) -> set[str]:
+    """Names of what may differ; not the epochs, where the learning rate depends on how many."""
+    return {*MAY_DIFFER} - ({"epochs"} if schedule in TO_THE_END else set())
 
 
 def is_complete(run: str, epochs: int) -> bool:

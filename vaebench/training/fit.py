@@ -3,14 +3,14 @@
 import math
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vaebench.config import OPTIONS, TrainConfig, asks_for
+from vaebench.config import OPTIONS, TO_THE_END, TrainConfig, asks_for
 from vaebench.data.arrays import checked
 from vaebench.data.binarize import NOTES, Sampler, binarize
 from vaebench.data.images import Images, to_unit
@@ -32,8 +32,10 @@ from vaebench.training.follow import Follower
 from vaebench.training.history import EpochRecord, History, TrainingInterrupted
 from vaebench.training.loop import Loop, Plan
 from vaebench.training.memory import explaining_memory
+from vaebench.training.schedules import Schedule, as_schedule, beta_factor, lr_factor
 from vaebench.training.state import TrainState
 
+Rate = float | Sequence[float] | Schedule
 Test = Tensor | tuple[Tensor, Tensor | None] | None
 
 
@@ -45,7 +47,7 @@ def fit(
     test_images: Test = None,
     epochs: int | None = None,
     batch_size: int | None = None,
-    lr: float | None = None,
+    lr: Rate | None = None,
     seed: int | None = None,
     compile: bool | None = None,
     amp: str | bool | None = None,
@@ -58,8 +60,8 @@ def fit(
 ) -> History:
     """Train ``model`` in place by maximising the ELBO, or the importance-weighted bound.
 
-    Between epochs each part is in its own mode, and changes act from the next on. Processes that
-    initialised torch.distributed train together, each by this call; the first one's weights count.
+    Between epochs each part is in its own mode, and changes act from the next on. The processes of
+    torch.distributed train together, each by this call; the first one's weights count.
 
     Args:
         model: a module with ``encode(x) -> (mu, logvar)`` and ``decode(z) -> output``; see
@@ -68,34 +70,34 @@ def fit(
         labels: (N, ...) handed to the model: ``encode(x, y)``, ``decode(z, y)``.
         test_images: evaluated after each epoch; a pair (images, labels) where there are labels.
         epochs: passes over the images (10).
-        batch_size: images per step (128), at most N. A short last batch is trained on.
-        lr: learning rate (0.001).
-        seed: of order, noise and the model's own draws (0). One seed, device and set of options
-            gives one result, bit for bit. The initial weights are the model's.
+        batch_size: images per step (128), at most N; a short last batch is trained on.
+        lr: learning rate (0.001); as ``beta`` also a number for each epoch, or a function of the
+            time since training began, in epochs, which is asked twenty times an epoch.
+        seed: of order, noise and the model's own draws (0), not of its initial weights. One seed,
+            device and set of options gives one result, bit for bit.
         compile: compile the whole step (False). Where that is impossible, warn and train eagerly.
         amp: ``"auto"`` or True (bf16 autocast where it is measured to pay), or ``"bf16"``.
         progress: show a bar on stderr.
         on_epoch: called after each epoch with its record, in the calling thread.
         on_state: called before that with what it takes to go on; see :class:`vaebench.Checkpoints`.
-        resume: go on from this state with the same arguments, to the bits of a training never
-            interrupted; ``epochs`` counts those already done.
+        resume: go on from this state, to the same bits; ``epochs`` counts those already done.
         config: settings, in place of the defaults above; arguments go before it.
-        options: any of :class:`vaebench.TrainConfig` by its name on the command line, such as
-            ``beta=2``, ``device="cpu"`` or, to switch a technique off, ``sparse=False``.
+        options: any of :class:`vaebench.TrainConfig` by its command-line name, as ``beta=2``.
 
     Returns:
-        History: a record per epoch, the time split, what was asked for and what really ran.
+        History: a record per epoch, the time split, what was asked for and what ran.
 
     Raises:
         InputError: an argument that cannot be; says which, and what is accepted.
         TrainingError: the ELBO or the parameters are no longer finite; says in which step.
         ResourceError: memory ran out; says which batch size fits.
-        TrainingInterrupted: Ctrl-C. The epoch under way was finished first.
+        TrainingInterrupted: Ctrl-C, after the epoch under way.
     """
     _check_callbacks(on_epoch=on_epoch, on_state=on_state)
     everyday = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
-    config = configured(config, {**_given(everyday, compile, amp), **options})
-    training = Training(config, model, images, labels, test_images)
+    given, schedules = _apart({**_given(everyday, compile, amp), **options})
+    config = configured(config, given)
+    training = Training(config, model, images, labels, test_images, schedules)
     return training.run(progress, on_epoch, on_state, resume)
 
 
@@ -118,6 +120,12 @@ def _given(
     return given
 
 
+def _apart(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Schedule | None]]:
+    """Settings, and those of them that are schedules apart."""
+    each = {name: as_schedule(name, given.get(name), zero=True) for name in ("lr", "beta")}
+    return {name: value for name, value in given.items() if not each.get(name)}, each
+
+
 def configured(config: TrainConfig | None, given: dict[str, Any]) -> TrainConfig:
     """Give a config with these options in it; what is wrong is said in the library's words.
 
@@ -137,11 +145,11 @@ def configured(config: TrainConfig | None, given: dict[str, Any]) -> TrainConfig
         raise InputError(message) from error
 
 
-def objective_of(config: TrainConfig, model: nn.Module) -> Objective:
+def objective_of(config: TrainConfig, model: nn.Module, weight: Tensor | None = None) -> Objective:
     """What a config asks to be maximised; the likelihood is the model's own if it names none."""
     asked = config.objective
     kind = likelihood_of(model) if asked.likelihood is None else asked.likelihood
-    return Objective(kind, asked.sigma, asked.beta, asked.bound, asked.samples)
+    return Objective(kind, asked.sigma, asked.beta, asked.bound, asked.samples, weight)
 
 
 class Training:
@@ -154,13 +162,15 @@ class Training:
         images: Tensor,
         labels: Tensor | None,
         test_images: Test,
+        schedules: Mapping[str, Schedule | None],
     ) -> None:
         self.forked = after_fork()
         self.config, self.model = config, as_module(model)
         model = self.model
         self.device = resolve_device(config.run.device)
         device_of(model)
-        self.objective = objective_of(config, model)
+        self._schedule(schedules)
+        self.objective = objective_of(config, model, self.weight)
         test, test_labels = test_images if isinstance(test_images, tuple) else (test_images, None)
         unit = {"unit_interval": self.objective.likelihood == "bernoulli"}
         self.images = checked(images, "images", **unit).pixels
@@ -173,6 +183,30 @@ class Training:
         self.resident = together or fits(self.images, self.device)
         self.sampler = self._binarize(config.data.binarize)
         self.stop = threading.Event()
+
+    def _schedule(self, given: Mapping[str, Schedule | None]) -> None:
+        """Settle how learning rate and KL's weight change, by what was given, or by the config."""
+        optimizer, objective = self.config.optimizer, self.config.objective
+
+        def lr(time: float) -> float:
+            epochs, warmup = optimizer.epochs, optimizer.warmup
+            return optimizer.lr * lr_factor(optimizer.schedule, time, epochs, warmup)
+
+        def beta(time: float) -> float:
+            factor = beta_factor(objective.beta_schedule, time, objective.beta_epochs)
+            return objective.beta * factor
+
+        self.lr = given["lr"] or lr
+        self.beta = given["beta"] or (beta if objective.beta_schedule != "constant" else None)
+        self.changing = bool(
+            given["lr"] or self.beta or optimizer.warmup or optimizer.schedule in TO_THE_END
+        )
+        if self.beta and objective.bound == "iwae":
+            raise InputError(
+                "beta has a schedule, and the importance-weighted bound has no separate KL to "
+                "weigh: drop it, or use the vae objective"
+            )
+        self.weight = torch.ones((), device=self.device) if self.beta else None
 
     def _check_labels(
         self, labels: object, images: Tensor | Images | None, name: str
@@ -240,8 +274,8 @@ class Training:
         group = Group(device) if count() > 1 else None
         plan = Plan(
             config.optimizer.epochs,
-            config.optimizer.lr,
-            config.optimizer.schedule,
+            self.lr,
+            self.beta,
             config.run.seed,
             self.sampler,
             self.test,
@@ -249,6 +283,7 @@ class Training:
             progress,
             on_epoch,
             on_state,
+            self.changing,
         )
         memory = explaining_memory(
             self.model,

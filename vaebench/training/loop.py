@@ -24,7 +24,7 @@ from vaebench.system.worker import Worker
 from vaebench.training.divergence import Snapshot, is_finite
 from vaebench.training.follow import Follower
 from vaebench.training.history import EpochRecord, History
-from vaebench.training.schedules import lr_factor
+from vaebench.training.schedules import Schedule
 from vaebench.training.state import TrainState
 
 # How often the progress bar moves in an epoch; an engine is called once per move. One that likes
@@ -36,12 +36,14 @@ MOVES_PER_EPOCH = 20
 class Plan:
     """How long to train, and what else to do in every epoch; see :func:`vaebench.fit`.
 
-    ``sampler`` draws new binary pixels before an epoch, if there is one.
+    ``lr`` gives the learning rate at a time, in epochs; ``beta`` the KL's weight, None if that does
+    not change; ``changing`` says whether either does within an epoch. ``sampler`` draws new binary
+    pixels before an epoch, if there is one.
     """
 
     epochs: int
-    lr: float
-    schedule: str
+    lr: Schedule
+    beta: Schedule | None
     seed: int
     sampler: Sampler | None
     test_images: Images | None
@@ -49,6 +51,7 @@ class Plan:
     progress: bool
     on_epoch: Callable[[EpochRecord], None] | None
     on_state: Callable[[TrainState], object] | None
+    changing: bool = False
 
 
 class Loop:
@@ -119,15 +122,18 @@ class Loop:
             TrainingError: its numbers went wrong; the model is left as the last good epoch made it.
         """
         epoch, numbers, engine = len(self.history.epochs) + 1, self.numbers, self.follower.engine
-        engine.set_lr(self.plan.lr * lr_factor(self.plan.schedule, epoch))
         start = time.perf_counter()
         snapshot = Snapshot(self.model, engine)
         if self.plan.sampler:
             self.plan.sampler.draw(epoch, engine.images)
         sums = []
         with modes_kept(self.model), numbers.model_draws(), engine.training():
-            for order, noise in numbers.epoch(engine.steps_at_once):
+            done = 0
+            for order, noise in numbers.epoch(self._at_once):
+                if not done or self.plan.changing:
+                    self._set(epoch - 1 + done / numbers.images)
                 sums.append(engine.epoch(order, noise))
+                done += len(order)
                 bar.update(len(order))
         # Turning sums into floats waits for the device: only after it is the clock's reading true.
         recon = sum(torch.stack([part.recon for part in sums]).tolist()) / numbers.images
@@ -135,10 +141,31 @@ class Loop:
         seconds = time.perf_counter() - start
         self.history.seconds["train"] += seconds
         if not (math.isfinite(recon - kl) and is_finite(self.model)):
-            step = snapshot.first_bad_step(numbers.same_epoch())
+            step = snapshot.first_bad_step(self._same_epoch(epoch))
             raise TrainingError(_what_diverged(recon, kl, epoch, step, numbers.steps))
         bar.set_postfix(elbo=f"{recon - kl:.2f}", refresh=False)
         return EpochRecord(epoch, recon - kl, None, recon, kl, seconds, numbers.images / seconds)
+
+    @property
+    def _at_once(self) -> int:
+        """Steps to hand over at once; where anything changes on the way, whatever the engine."""
+        return 1 if self.plan.changing else self.follower.engine.steps_at_once
+
+    def _set(self, time: float) -> None:
+        """Set what has a schedule, ``time`` epochs after training began."""
+        engine, plan = self.follower.engine, self.plan
+        engine.set_lr(plan.lr(time))
+        if plan.beta:
+            engine.set_beta(plan.beta(time))
+
+    def _same_epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The last epoch's batches once more, with what was set for each."""
+        numbers, done = self.numbers, 0
+        for order, noise in numbers.same_epoch():
+            if done % numbers.piece == 0:
+                self._set(epoch - 1 + done / numbers.images)
+            yield order, noise
+            done += len(order)
 
     def _test(self, test_images: Images) -> float:
         """Estimate the test ELBO; of several processes the first one does, for all."""
@@ -163,6 +190,7 @@ class Numbers:
         self.images, self.batch_size = len(problem.images), problem.batch_size
         self.latent_dim, self.samples = problem.latent_dim, problem.objective.samples
         self.steps = math.ceil(self.images / self.batch_size)  # per epoch
+        self.piece = math.ceil(self.steps / MOVES_PER_EPOCH) * self.batch_size
         device = problem.device
         self.generator = random_stream(seed, TRAINING, device)
         self.models = [
@@ -206,11 +234,10 @@ class Numbers:
         self.before = self.generator.get_state()
         device = self.generator.device
         order = torch.randperm(self.images, generator=self.generator, device=device)
-        steps = math.ceil(self.steps / MOVES_PER_EPOCH)
-        chunk = steps * self.batch_size
+        chunk = self.piece
         if self.samples == 1:
             noise = self._draw(self.images)
-            chunk = math.ceil(steps / at_once) * at_once * self.batch_size
+            chunk = math.ceil(chunk // self.batch_size / at_once) * at_once * self.batch_size
             yield from zip(order.split(chunk), noise.split(chunk), strict=True)
         else:
             for part in order.split(chunk):

@@ -104,6 +104,8 @@ def supports(model: nn.Module, images: Tensor, objective: Objective, optimizer: 
     - They are on a CUDA device of compute capability 8.0 or newer and Triton is installed; or on
       the CPU, and Triton's interpreter is on (``TRITON_INTERPRET=1``), which is for tests.
     """
+    if objective.weight is not None:  # its kernels have beta as a number
+        return False
     if objective.bound != "vae" or objective.samples != 1 or objective.likelihood != "bernoulli":
         return False
     if images.dtype not in (torch.uint8, torch.float32) or not images.is_contiguous():

@@ -221,7 +221,7 @@ class NativeEngine(StepEngine):
             self.bf16,
             chain.activation.slope,
             objective.sigma,
-            objective.beta,
+            objective.beta if objective.weight is None else float(objective.weight),
             state.eps,
             state.step.data_ptr(),
             state.lr.data_ptr(),
