@@ -19,7 +19,10 @@ gradients and updated parameters, beside float64. With a technique that is not o
 as --compile, those are verified that such a training would try; without one, all that there are.
 Exit status 0: equal; 1: not."""
 # What does not matter where nothing is trained.
-_WITHOUT = ("epochs", "schedule", "holdout", "engine", "out", "checkpoint_every", "resume", "plot")
+_WITHOUT = (
+    *("epochs", "schedule", "warmup", "beta_schedule", "beta_epochs", "holdout", "engine", "out"),
+    *("checkpoint_every", "resume", "plot"),
+)
 
 
 def main(argv: list[str] | None = None) -> int:
