@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.compare import verdict
 from benchmarks.compare.sides import Side, digest, home
@@ -89,6 +88,8 @@ class Comparison:
         self.folder = home() / "unfinished" / key
         self.log = self.folder / "runs.jsonl"
         self.folder.mkdir(parents=True, exist_ok=True)
+        # Beside nothing that could be imported in place of something else.
+        self.worker = Path(shutil.copy(WORKER, self.folder))
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         self.runs: list[dict[str, Any]] = [json.loads(line) for line in lines]
         if self.runs:
@@ -159,8 +160,8 @@ class Comparison:
 
     def _worker(self, side: Side, which: int, argument: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [str(side.python), str(WORKER), argument],
-            cwd=self.folder,  # so that no package lies there by chance
+            [str(side.python), self.worker.name, argument],
+            cwd=self.folder,
             env=side.env(self.folder / f"kernels-{which}"),
             capture_output=True,
             text=True,
@@ -189,7 +190,6 @@ class Comparison:
             "benchmarks": found,
             "not_compared": self.failed,
             "conditions": {"before": before, "after": conditions()},
-            "torch_here": torch.__version__,
         }
 
     def _about(self, which: int) -> dict[str, Any]:

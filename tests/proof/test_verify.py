@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import vaebench
+from vaebench.config import TrainConfig
 from vaebench.errors import InputError
 from vaebench.proof.report import Check, Report, row
+from vaebench.proof.subject import Subject
+from vaebench.proof.verify import Proof
 
 SMALL: dict[str, Any] = {"batch_size": 32, "device": "cpu"}
 # All but what takes a compiler of torch's: that is in tests/fast/test_equivalence.py.
@@ -137,3 +140,27 @@ def test_a_report_says_what_failed() -> None:
     assert zero.passed
     assert zero.share == 0
     assert Check("plain", "L1", "buffer count", 1.0, 0.0).share == math.inf
+
+
+def test_an_engine_that_fails_is_not_equal(
+    strokes: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no technique that happens to have nothing to do."""
+
+    def crash(*_: Any) -> None:
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr("vaebench.fast.native.NativeEngine.run", crash)
+    model = vaebench.VAE(hidden_dims=(20,), latent_dim=3)
+    options = {"compile": True, "sparse": False, "fused_likelihood": False, **SMALL}
+    proof = Proof(Subject(model, strokes, None, TrainConfig(**options)))
+    assert proof.compare(["compile", "native"]) == "compile+native"
+    (check,) = proof.checks
+    assert not check.passed
+    assert "RuntimeError: no such instruction" in str(check)
+
+
+def test_hooks_that_a_copy_does_not_have_are_told(strokes: Tensor) -> None:
+    model = vaebench.VAE(hidden_dims=(20,), latent_dim=3)
+    next(model.parameters()).register_hook(lambda grad: 2 * grad)
+    assert "hooks" in vaebench.verify(model, strokes, **QUICK).left_out

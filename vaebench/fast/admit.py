@@ -336,6 +336,8 @@ def objection(engine: StepEngine, plain: StepEngine, tolerance: Tolerance) -> st
     except (CompileError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        if is_open():
+            raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return f"{type(error).__name__}: {(lines or ['no reason given'])[0]}"
 

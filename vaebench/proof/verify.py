@@ -1,5 +1,6 @@
 """verify(): is what trains fast here the plain training, for this model, on this machine?"""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from vaebench.config import FastConfig, TrainConfig, asks_for
+from vaebench.errors import InputError, one_line
 from vaebench.fast.register import TECHNIQUES, Technique
+from vaebench.fast.step import has_hooks
 from vaebench.objective import loss_terms
 from vaebench.proof import rules
 from vaebench.proof.report import Check, Report
@@ -94,6 +97,8 @@ class Proof:
 
     def run(self, techniques: Sequence[Technique]) -> None:
         """Compare the objective, each technique with what it needs, and all of them together."""
+        if has_hooks(list(self.subject.model.parameters())):
+            self.left_out["hooks"] = "those on gradients: a model's copies do not have them"
         self.objective()
         self.compare([])
         for technique in techniques:
@@ -111,7 +116,14 @@ class Proof:
             part: compare those of them that run; else, if one does not, nothing: "" is given, and
                 ``reason`` says why.
         """
-        run = self.subject.build(names)
+        try:
+            run = self.subject.build(names)
+        except InputError:
+            raise
+        except Exception as error:  # what it is wrong with, on this machine, may show in any way
+            case, what = "+".join(names) or PLAIN, f"{type(error).__name__}: {one_line(error)}"
+            self._note(case, "L1", iter([(what, math.inf, 0.0)]))
+            return case
         running = [t.name for t in TECHNIQUES if run.actual.get(t.name, t.idle) != t.idle]
         missing = [name for name in names if name not in running]
         if missing and not part:
@@ -184,14 +196,11 @@ class Proof:
         if self.draws:
             self.left_out["L0"] = DRAWS
             return
-        want = self.subject.truth().step(self.batch)
-        problem = self.subject.truth().problem
-        order, noise = self.batch
-        images = problem.images[order]
-        x = images.double() / 255 if images.dtype == torch.uint8 else images.double()
-        labels = () if problem.labels is None else (rules.float64(problem.labels[order]),)
+        want, run = self.subject.truth().step(self.batch), self.subject.truth()
+        problem, (order, noise) = run.problem, self.batch
+        x, *y = (t[order.cpu()].to(problem.device) for t in run.engine.dataset.tensors)
         problem.model.train()
-        loss, recon, kl = loss_terms(problem.vae, problem.objective, x, noise.double(), *labels)
+        loss, recon, kl = loss_terms(problem.vae, problem.objective, x, noise.double(), *y)
         grads = torch.autograd.grad(loss, problem.params)
         got = rules.Outcome(float((recon - kl).detach().sum()), grads, [], {})
         self._note("objective", "L0", rules.exactly(self.subject.names, got, want))
