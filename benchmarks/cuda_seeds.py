@@ -17,7 +17,6 @@ from torch import Tensor
 from benchmarks.harness import (
     BATCH,
     DEFAULT,
-    LEARNING_RATE,
     clock,
     described,
     differ,
@@ -30,9 +29,9 @@ from benchmarks.harness import (
 from benchmarks.rungs import build_rung, find
 from vaebench import InputError
 from vaebench.engine import Sums
-from vaebench.fast.adam import AdamState, updates_by
 from vaebench.fast.capture import WARM_UPS, CudaCapture
 from vaebench.fast.joint_update import update_jointly
+from vaebench.fast.optimizer import OptimizerState, updates_by
 from vaebench.system.device import full_float32, resolve_device
 
 STEPS = 16  # of a replay
@@ -68,7 +67,7 @@ class Stack:
         each = [list(new_model(seed).parameters()) for seed in range(seeds)]
         stacked = [torch.stack(tensors).detach() for tensors in zip(*each, strict=True)]
         self.params = [p.to(device).requires_grad_() for p in stacked]
-        self.adam = AdamState.of(self.params, LEARNING_RATE)
+        self.adam = OptimizerState.of(self.params, DEFAULT.optimizer)
         self.totals = torch.zeros(2, seeds, dtype=torch.float64, device=device)
         self.index = torch.zeros(seeds, STEPS * BATCH, dtype=torch.int64, device=device)
         self.noise = torch.zeros(seeds, STEPS * BATCH, DEFAULT.network.latent_dim, device=device)
@@ -90,7 +89,7 @@ class Stack:
 
     def record(self) -> None:
         """Record the steps of a replay; what this trains is put back."""
-        state = [*self.params, *self.adam.m, *self.adam.v, self.adam.step]
+        state = self.adam.tensors()
         before = [t.detach().clone() for t in state]
         capture = CudaCapture(self.images.device)
         # Laid out as those of steps: else it would be compiled again, and that cannot be recorded.

@@ -9,8 +9,8 @@ from vaebench.config import FastConfig, OptimizerConfig, without
 from vaebench.fast.build import Built
 from vaebench.fast.build import make_engine as make
 from vaebench.fast.draft import Draft, Plan
+from vaebench.fast.optimizer import OptimizerState
 from vaebench.fast.register import TECHNIQUES
-from vaebench.fast.step import Optimizer
 from vaebench.objective import Objective
 from vaebench.problem import Problem
 from vaebench.system.distributed import Group
@@ -43,16 +43,21 @@ def make_engine(
     *,
     group: Group | None = None,
     optimizer: str = "adam",
-    adam_eps: float = 1e-8,
     resident: bool | None = None,
-    **switches: Any,
+    **more: Any,
 ) -> Built:
-    """Build the fast engine; techniques that are not named have their defaults."""
-    settings: dict[str, Any] = {"name": optimizer, "adam_eps": adam_eps, "resident": resident}
+    """Build the fast engine; ``more`` are of OptimizerConfig, or switches of techniques."""
+    switches = {t.name: more.pop(t.name) for t in TECHNIQUES if t.name in more}
+    settings: dict[str, Any] = {"name": optimizer, "resident": resident, **more}
     problem = problem_of(model, images, objective, batch_size, lr, device, **settings)
     return make(problem, FastConfig(**switches), group)
 
 
-def draft_of(problem: Problem, optimizer: Optimizer, **switches: Any) -> Draft:
+def adam_of(params: list[Tensor], lr: float, **settings: Any) -> OptimizerState:
+    """Adam's state, or that of the optimiser called ``name``, at the beginning."""
+    return OptimizerState.of(params, OptimizerConfig(lr=lr, **settings))
+
+
+def draft_of(problem: Problem, optimizer: OptimizerState, **switches: Any) -> Draft:
     """A draft of nothing but the plain step."""
     return Draft(problem, FastConfig(**switches), None, optimizer, Plan(problem.objective))

@@ -17,7 +17,7 @@ MODULES = {
 # The lowest floor first. A module imports from lower floors, and from those named before it on its
 # own. What is listed as a room stands for all its modules, which do not import one another.
 _HOUSE = """
-system.fork system.start errors fast.register workloads config engine
+system.fork system.start errors fast.register workloads config.groups config engine
 system.random system.threads system.device system.timing system.info system.toolchain
     system.distributed system.worker
 data.images data.idx data.arrays data.files data.download data.strokes data.load data.streaming
@@ -25,17 +25,17 @@ data.images data.idx data.arrays data.files data.download data.strokes data.load
     models.protocol models.base models.mlp models.conv models.networks models.pretrained objective
     models.adapt.squash models.adapt.names models.adapt.read models.adapt.ways models.adapt.trial
     models.adapt.encoding models.adapt.decoding models.adapt problem
-reference fast.layout fast.step fast.stream fast.parallel fast.admit fast.draft fast.capture
-    fast.threads fast.kernels.nonzero fast.kernels.triton_tiles fast.kernels.triton_update
-    fast.kernels.triton_kernels fast.kernels.triton_step fast.adagrad fast.adam fast.flush_denormal
-    fast.tf32 fast.amp fast.products.operators fast.products.layers fast.products.choice
-    fast.joint_update fast.products fast.batch_norm fast.triton fast.native.chain fast.native
-    fast.sparse fast.fused_likelihood fast.compile fast.graph fast.build
+reference fast.layout fast.optimizer fast.step fast.stream fast.parallel fast.admit fast.draft
+    fast.capture fast.threads fast.kernels.nonzero fast.kernels.triton_tiles
+    fast.kernels.triton_update fast.kernels.triton_kernels fast.kernels.triton_step
+    fast.flush_denormal fast.tf32 fast.amp fast.products.operators fast.products.layers
+    fast.products.choice fast.joint_update fast.products fast.batch_norm fast.triton
+    fast.native.chain fast.native fast.sparse fast.fused_likelihood fast.compile fast.graph
+    fast.build
 evaluation
-training.history training.schedules training.state training.divergence training.memory
-    training.follow training.loop training.fit proof.report proof.rules proof.subject proof.verify
-    proof.pairs runs.storage runs.settings runs.folder
-    runs.checkpoints
+training.history training.schedules training.average training.state training.divergence
+    training.memory training.follow training.loop training.fit proof.report proof.rules
+    proof.subject proof.verify proof.pairs runs.storage runs.settings runs.folder runs.checkpoints
 plots.options plots.style plots.plane plots.run plots.sheets plots.curves plots.latent
     plots.manifold plots.explorer plots.album plots
 cli.streams cli.command cli.arguments cli.summary cli.train cli.evaluate cli.verify
@@ -78,7 +78,7 @@ def _imports(path: Path) -> set[str]:
 
 INSIDE = sorted(name.removesuffix(".__init__") for name in MODULES if name != "__init__")
 # What techniques have in common; they do not know each other.
-SHARED = ("register", "step", "adam", "layout", "admit", "draft", "capture")
+SHARED = ("register", "step", "optimizer", "layout", "admit", "draft", "capture")
 EMPTY = {
     "cli",
     "data",

@@ -94,6 +94,14 @@ def check_real(name: str, value: object, *, zero: bool = False) -> float:
     return number
 
 
+def check_share(name: str, value: object) -> float:
+    """Give ``value`` as a float if it is in [0, 1), as the decay of an average must be."""
+    number = check_real(name, value, zero=True)
+    if number >= 1:
+        raise InputError(f"{name} is {_shown(value)}: it must be at least 0, and less than 1")
+    return number
+
+
 def check_seed(name: str, value: object) -> int:
     """Give ``value`` as an int if it can be a seed."""
     number = _whole(value)

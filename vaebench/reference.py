@@ -7,6 +7,7 @@ fast path: what is wrong in one of them shows as a difference. It changes only t
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +17,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from vaebench.engine import Sums
 from vaebench.system.device import full_float32
+
+OPTIMIZERS = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adamax": torch.optim.Adamax,
+    "adagrad": torch.optim.Adagrad,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+}
 
 
 class ReferenceEngine:
@@ -29,8 +39,9 @@ class ReferenceEngine:
         lr: learning rate.
         likelihood, sigma, beta, bound: as in :class:`vaebench.objective.Objective`.
         device: where the model trains.
-        optimizer: ``"adam"`` or ``"adagrad"``.
-        adam_eps: epsilon in Adam's denominator.
+        optimizer: the name of one of torch.optim's, in small letters.
+        words: its keyword arguments, beside lr.
+        clip_norm, clip_value: as for torch.nn.utils.clip_grad_norm_ and clip_grad_value_.
     """
 
     steps_at_once = 1
@@ -49,7 +60,9 @@ class ReferenceEngine:
         device: torch.device,
         bound: str = "vae",
         optimizer: str = "adam",
-        adam_eps: float = 1e-8,
+        words: Mapping[str, Any] = MappingProxyType({}),
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
     ) -> None:
         self.model: Any = model.to(device)
         labelled = [] if labels is None else [labels.cpu()]
@@ -57,11 +70,9 @@ class ReferenceEngine:
         self.batch_size = batch_size
         self.likelihood, self.sigma, self.beta, self.bound = likelihood, sigma, beta, bound
         self.device = device
-        self.optimizer: torch.optim.Optimizer
-        if optimizer == "adagrad":
-            self.optimizer = torch.optim.Adagrad(model.parameters(), lr=lr)
-        else:
-            self.optimizer = torch.optim.Adam(model.parameters(), lr=lr, eps=adam_eps)
+        self.clip_norm, self.clip_value = clip_norm, clip_value
+        make: Any = OPTIMIZERS[optimizer]
+        self.optimizer: torch.optim.Optimizer = make(model.parameters(), lr=lr, **words)
 
     @property
     def images(self) -> Tensor:
@@ -104,6 +115,10 @@ class ReferenceEngine:
             loss, recon, kl = self.loss(x, eps, *y)
             self.optimizer.zero_grad()
             loss.backward()
+            if self.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+            if self.clip_value is not None:
+                nn.utils.clip_grad_value_(self.model.parameters(), self.clip_value)
             self.optimizer.step()
             recon_sum += recon.item()
             kl_sum += kl.item()

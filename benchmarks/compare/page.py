@@ -54,7 +54,7 @@ def _plot(result: Mapping[str, Any]) -> str:
     figure = Figure(figsize=(8, 1 + 0.6 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(rows):
-        ratios = [b / a for a, b in row["pairs"]]
+        ratios = row["ratios"]
         axes.plot(ratios, [place] * len(ratios), "o", color="#4477aa", alpha=0.5)
         ends = [row["ratio"]["low"], row["ratio"]["high"]]
         axes.plot(ends, [place + 0.2] * 2, color="black", linewidth=2)

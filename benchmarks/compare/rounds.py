@@ -1,10 +1,12 @@
-"""Both sides in turns, a process each time; what was done is kept, and gone on with."""
+"""Both sides in turns, two new processes a round; what was done is kept, and gone on with."""
 
 import json
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from vaebench.system.threads import available_cpus
 from vaebench.workloads import WORKLOADS
 
 WORKER = Path(__file__).with_name("worker.py")
-EPOCHS = 6
+EPOCHS = 12
 # Images of an epoch, so that it takes about half a second; others: FEW.
 IMAGES, FEW = {"mlp": 20_000, "flax": 20_000, "conv": 800}, 4_000
 SCHEMA = 1
@@ -66,6 +68,74 @@ def task_of(name: str, images: Path, device: str) -> dict[str, Any]:
         "options": options,
         "threads": available_cpus(),
     }
+
+
+def _as_asked(answer: dict[str, Any], task: dict[str, Any]) -> dict[str, Any] | str:
+    """A worker's answer; or why a technique that was asked for did not run."""
+    for technique, value in task["options"].items():
+        if value is True and answer["actual"].get(technique) == "False":
+            said: list[str] = [note for note in answer["notes"] if technique in note]
+            return (said or [f"{technique} did not run"])[-1]
+    return answer
+
+
+class WorkerError(RuntimeError):
+    """A worker ended without an answer; the message is the last that it said."""
+
+
+class Worker:
+    """A worker under way, which trains an epoch whenever it is told to; a context manager.
+
+    Args:
+        command: what runs it.
+        folder: where.
+        env: its environment variables.
+    """
+
+    def __init__(self, command: Sequence[str], folder: Path, env: dict[str, str]) -> None:
+        self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            errors="replace",
+        )
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()  # it has ended, or is of no use any more
+        self.process.communicate()
+        self.errors.close()
+
+    def go(self) -> None:
+        """Let it train an epoch, and wait for its end; raises as :meth:`answer`."""
+        assert self.process.stdin
+        with suppress(OSError):  # what ended it is found below
+            print("go", file=self.process.stdin, flush=True)
+        self.answer()
+
+    def answer(self) -> dict[str, Any]:
+        """Wait for its next line of JSON.
+
+        Raises:
+            WorkerError: it ended before.
+        """
+        assert self.process.stdout
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                found: dict[str, Any] = json.loads(line)
+                return found
+        status = self.process.wait()
+        self.errors.seek(0)
+        lines = [line for line in self.errors if line.strip()]
+        said = (lines or [f"it ended with status {status}"])[-1]
+        raise WorkerError(said.strip()[:300])
 
 
 class Comparison:
@@ -113,60 +183,73 @@ class Comparison:
         before = conditions()
         for turn in range(self.rounds + 1):
             for name in self.names:
-                for which in (0, 1) if turn % 2 == 0 else (1, 0):
-                    if name not in self.failed and not self._done(turn, name, which):
-                        self._take(turn, name, which)
+                if name not in self.failed and not self._done(turn, name):
+                    self._take(turn, name)
         result = self._result(before)
         if not result["benchmarks"]:
             raise InputError(next(iter(self.failed.values())))
         shutil.rmtree(self.folder, ignore_errors=True)
         return result
 
-    def _done(self, turn: int, name: str, which: int) -> bool:
-        place = {"turn": turn, "name": name, "side": which}
-        return any(place.items() <= run.items() for run in self.runs)
+    def _done(self, turn: int, name: str) -> bool:
+        return any((run["turn"], run["name"]) == (turn, name) for run in self.runs)
 
-    def _take(self, turn: int, name: str, which: int) -> None:
-        """Run one side once; keep what it gave."""
-        side = self.sides[which]
+    def _take(self, turn: int, name: str) -> None:
+        """Let both sides train; keep what they gave."""
         with Watch() as watch:
-            answer = self._ask(side, which, {**self.tasks[name], "begun": time.time()})
-        if isinstance(answer, str):
-            self.failed[name] = f"{side.name} cannot run {name}: {answer}"
-            say(self.failed[name])
-            return
-        run = {"turn": turn, "name": name, "side": which, **answer, **watch.found}
-        run["busy"] = watch.busy
-        self.runs.append(run)
+            answers = self._race((0, 1) if turn % 2 == 0 else (1, 0), self.tasks[name])
+        for side, answer in zip(self.sides, answers, strict=True):
+            if isinstance(answer, str):
+                self.failed[name] = f"{side.name} cannot run {name}: {answer}"
+                say(self.failed[name])
+                return
+        place = {"turn": turn, "name": name, "busy": watch.busy, **watch.found}
+        runs: list[dict[str, Any]] = []
+        for which, answer in enumerate(answers):
+            assert isinstance(answer, dict)
+            runs.append({**place, "side": which, **answer})
+        self.runs += runs
         with self.log.open("a") as file:
-            file.write(json.dumps(run) + "\n")
+            file.write("".join(json.dumps(run) + "\n" for run in runs))
+        each = " and ".join(f"{1e3 * verdict.epoch_seconds(run):.0f}" for run in runs)
+        ratio = verdict.ratio_of(*runs)
         say(
-            f"round {turn} of {self.rounds}, {name}, {side.name}: "
-            f"{1e3 * verdict.step_seconds(run):.0f} ms an epoch" + "; busy" * watch.busy
+            f"round {turn} of {self.rounds}, {name}: {each} ms an epoch, {ratio:.3f}"
+            + "; busy" * watch.busy
         )
 
-    def _ask(self, side: Side, which: int, task: dict[str, Any]) -> dict[str, Any] | str:
-        """Let a worker train; give its answer, or why there is none."""
-        done = self._worker(side, which, json.dumps(task))
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if line.strip()]
-            return (lines or [f"it ended with status {done.returncode}"])[-1].strip()[:300]
-        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        for technique, value in task["options"].items():
-            if value is True and answer["actual"].get(technique) == "False":
-                said: list[str] = [note for note in answer["notes"] if technique in note]
-                return (said or [f"{technique} did not run"])[-1]
-        return answer
+    def _race(self, order: Sequence[int], task: dict[str, Any]) -> list[dict[str, Any] | str]:
+        """Start one side after the other; then they take turns, an epoch each.
 
-    def _worker(self, side: Side, which: int, argument: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [str(side.python), self.worker.name, argument],
-            cwd=self.folder,
-            env=side.env(self.folder / f"kernels-{which}"),
-            capture_output=True,
-            text=True,
-            errors="replace",
-        )
+        So a drift of the machine hits both alike. Each is alone until its first epoch is done.
+
+        Returns:
+            Of A and B: what a worker gave, or why it gave nothing.
+        """
+        found: list[dict[str, Any] | str] = ["it was not tried", "it was not tried"]
+        with ExitStack() as stack:
+            workers: dict[int, Worker] = {}
+            which = order[0]
+            try:
+                for which in order:
+                    workers[which] = stack.enter_context(self._started(which, task))
+                    workers[which].answer()
+                for epoch in range(1, EPOCHS):
+                    for which in order if epoch % 2 else order[::-1]:
+                        workers[which].go()
+                for which in order:
+                    found[which] = _as_asked(workers[which].answer(), task)
+            except WorkerError as error:
+                return [str(error) if i == which else {} for i in (0, 1)]
+        return found
+
+    def _started(self, which: int, task: dict[str, Any]) -> Worker:
+        return self._worker(which, json.dumps({**task, "begun": time.time()}))
+
+    def _worker(self, which: int, argument: str) -> Worker:
+        side = self.sides[which]
+        env = side.env(self.folder / f"kernels-{which}")
+        return Worker([str(side.python), self.worker.name, argument], self.folder, env)
 
     def _result(self, before: dict[str, Any]) -> dict[str, Any]:
         found = []
@@ -193,10 +276,10 @@ class Comparison:
         }
 
     def _about(self, which: int) -> dict[str, Any]:
-        side = self.sides[which]
+        side, made_of = self.sides[which], dict[str, Any]()
         mine = [run for run in self.runs if run["side"] == which]
-        said = self._worker(side, which, "environment")
-        made_of = json.loads(said.stdout) if said.returncode == 0 else {}
+        with suppress(WorkerError), self._worker(which, "environment") as worker:
+            made_of = worker.answer()
         others = [run["others"] for run in mine if run["others"] is not None]
         return {
             "name": side.name,

@@ -17,10 +17,16 @@ DISTURBED = 0.2
 Run = Mapping[str, Any]
 
 
-def step_seconds(run: Run) -> float:
-    """The median of a run's epochs but the first, in seconds: what a drift within it leaves."""
+def epoch_seconds(run: Run) -> float:
+    """The median of a run's epochs but the first, in seconds."""
     seconds: Sequence[float] = run["epoch_seconds"]
-    return statistics.median(seconds[1:] or seconds)
+    return statistics.median(seconds[1:])
+
+
+def ratio_of(first: Run, second: Run) -> float:
+    """B's time over A's in a round: the median over epochs that followed one another."""
+    pairs = zip(first["epoch_seconds"][1:], second["epoch_seconds"][1:], strict=True)
+    return float(statistics.median(b / a for a, b in pairs))
 
 
 def judged(name: str, first: Sequence[Run], second: Sequence[Run]) -> dict[str, Any]:
@@ -36,8 +42,9 @@ def judged(name: str, first: Sequence[Run], second: Sequence[Run]) -> dict[str, 
     """
     cold = [runs[0]["first_epoch_after"] for runs in (first, second)]
     first, second = first[1:], second[1:]
-    seconds = [[step_seconds(run) for run in runs] for runs in (first, second)]
-    ratio = paired_ratio(seconds[1], seconds[0], LEVEL)
+    seconds = [[epoch_seconds(run) for run in runs] for runs in (first, second)]
+    ratios = [ratio_of(*pair) for pair in zip(first, second, strict=True)]
+    ratio = paired_ratio(ratios, [1.0] * len(ratios), LEVEL)
     bf16 = "bf16" in (run["actual"].get("amp") for run in (first[0], second[0]))
     elbos = [run["elbo"] for run in (first[-1], second[-1])]
     verdict = "slower" if ratio.low > 1 else "faster" if ratio.high < 1 else "no difference found"
@@ -45,6 +52,7 @@ def judged(name: str, first: Sequence[Run], second: Sequence[Run]) -> dict[str, 
         "name": name,
         "epoch_seconds": [dataclasses.asdict(summary(each)) for each in seconds],
         "pairs": [list(pair) for pair in zip(*seconds, strict=True)],
+        "ratios": ratios,
         "ratio": dataclasses.asdict(ratio),
         "verdict": verdict,
         "resolution": max(ratio.high / ratio.median, ratio.median / ratio.low) - 1,

@@ -1,7 +1,8 @@
-"""One training in one environment: ``python worker.py TASK``; the answer is a line of JSON.
+"""One training in one environment: ``python worker.py TASK``; its answers are lines of JSON.
 
-It is run by the Python, and on the tree, that are compared, older ones too: so it knows nothing but
-the public names that every version has.
+There is one after each epoch, and one at the end. Between epochs it waits for a line, so that two
+workers can take turns. It is run by the Python, and on the tree, that are compared, older ones too:
+so it knows nothing but the public names that every version has.
 """
 
 import importlib.metadata
@@ -31,9 +32,14 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
     model = getattr(vaebench, task["model"])(**task["network"])
     images = torch.from_numpy(np.load(task["images"]))
     ends: list[float] = []
-    history = vaebench.fit(
-        model, images, on_epoch=lambda record: ends.append(time.time()), **task["options"]
-    )
+
+    def wait(record: Any) -> None:
+        ends.append(time.time())
+        print(json.dumps({"epoch": record.epoch}), flush=True)
+        if record.epoch < task["options"]["epochs"] and not sys.stdin.readline():
+            sys.exit("nobody waits for this any more")
+
+    history = vaebench.fit(model, images, on_epoch=wait, **task["options"])
     elbos = [record.train_elbo for record in history.epochs]
     return {
         "epoch_seconds": [record.seconds for record in history.epochs],

@@ -605,7 +605,7 @@ def sound_run(tmp_path_factory: pytest.TempPathFactory, npz: Path) -> dict[str, 
         folder.write_config({"workload": "mlp", "data": str(npz), "data_dir": None}, RECIPE)
         names = ("train_elbo", "test_elbo", "recon", "kl", "seconds", "images_per_second")
         folder.add_metrics({"epoch": 1, **dict.fromkeys(names, 1.0)})
-        folder.write_model(small_vae())
+        folder.write_model(small_vae().state_dict())
         folder.write_result({"dataset": "small.npz"})
     return {p.name: p.read_bytes() for p in path.iterdir()}
 

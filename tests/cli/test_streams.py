@@ -97,8 +97,8 @@ def test_any_stream_will_do(streams: str, tmp_path: Path) -> None:
     [
         pytest.param("train", "stderr closed", marks=pytest.mark.slow),
         ("train", "all closed"),
-        ("evaluate", "the plainest locale"),
-        ("plot", "a reader of one byte of both"),
+        pytest.param("evaluate", "the plainest locale", marks=pytest.mark.slow),
+        pytest.param("plot", "a reader of one byte of both", marks=pytest.mark.slow),
     ],
 )
 def test_every_command_writes_its_result(

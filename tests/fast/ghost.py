@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 GHOST = torch.device("cuda", 0)
 # What torch has no fake of: these change their arguments and give nothing back.
-UNKNOWN = ("aten::_fused_adam_.tensor_lr", "aten::_fused_adagrad_.tensor_lr")
+UNKNOWN = tuple(f"aten::_fused_{name}_.tensor_lr" for name in ("adam", "adamw", "adagrad", "sgd"))
 
 _make_subclass = torch.Tensor._make_subclass
 

@@ -169,12 +169,9 @@ def test_a_gradient_that_is_expanded() -> None:
 
 @pytest.mark.parametrize(
     "flags",
-    [
-        "-mno-avx512f",
-        pytest.param("-mno-avx512bf16", marks=pytest.mark.slow),
-        pytest.param("-mno-avx", marks=pytest.mark.slow),
-    ],
+    ["-mno-avx512f", "-mno-avx512bf16", "-mno-avx"],
 )
+@pytest.mark.slow
 def test_on_other_processors(flags: str, tmp_path: Path) -> None:
     """Vectors of AVX2, none of bfloat16, and plain ones, as the compiler makes them."""
     machine = os.uname().machine
@@ -221,6 +218,7 @@ def test_the_operators_keep_torchs_promises(dtype: torch.dtype) -> None:
         torch.library.opcheck(operator.default, args, test_utils=tests)
 
 
+@pytest.mark.slow
 def test_the_compiler_keeps_them_in_one_graph() -> None:
     def work(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         y = torch.ops.vaebench.conv2d(x, weight, bias, [2, 2], [1, 1]).relu()

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.engines import draft_of, problem_of
-from vaebench.fast.adam import AdamState
+from tests.engines import adam_of, draft_of, problem_of
 from vaebench.fast.fused_likelihood import FusedObjective, part
 from vaebench.models.mlp import VAE
 from vaebench.models.protocol import Gaussian
@@ -62,7 +61,7 @@ def test_not_a_number_stays_one(place: int) -> None:
 def test_other_likelihoods_are_left_alone(likelihood: str) -> None:
     images, aim = torch.zeros(4, 5, 5, dtype=torch.uint8), Objective(likelihood, sigma=2.0)
     problem = problem_of(VAE((5, 5), (8,), 2, likelihood=likelihood), images, aim)
-    draft = draft_of(problem, AdamState.of(problem.params, 1e-3))
+    draft = draft_of(problem, adam_of(problem.params, 1e-3))
     changed = part(draft, draft.plan)
     assert (changed is None) is (likelihood == "gaussian")
     if changed:

@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 from tests.fast.ghost import GHOST, ghost
 from vaebench import ConvVAE
-from vaebench.config import OptimizerConfig
-from vaebench.fast.adagrad import AdagradState
-from vaebench.fast.adam import AdamState
+from vaebench.config import OPTIMIZERS, OptimizerConfig
 from vaebench.fast.capture import Chunk
 from vaebench.fast.graph import GraphEngine
-from vaebench.fast.step import Optimizer, StepEngine, make_step
+from vaebench.fast.optimizer import OptimizerState
+from vaebench.fast.step import StepEngine, make_step
 from vaebench.models.mlp import VAE
 from vaebench.objective import Objective
 from vaebench.problem import Problem
@@ -49,13 +48,13 @@ def _engine(
     model: nn.Module,
     objective: Objective,
     dtype: torch.dtype = torch.uint8,
-    optimizer: type[AdamState] | type[AdagradState] = AdamState,
+    **of_optimizer: Any,
 ) -> StepEngine:
     """Make an engine of which everything is on the device."""
     images = torch.zeros(IMAGES, 28, 28, dtype=dtype, device=GHOST)
-    state: Optimizer = optimizer.of(list(model.parameters()), 1e-3)
     vae: Any = model
-    settings = OptimizerConfig(batch_size=BATCH)
+    settings = OptimizerConfig(batch_size=BATCH, **of_optimizer)
+    state = OptimizerState.of(list(model.parameters()), settings)
     # Not by Problem.of, which reads what it tries.
     problem = Problem(
         model, vae, images, None, objective, settings, GHOST, Z, state.params,
@@ -86,13 +85,18 @@ def test_steps_stay_on_the_device(model: Callable[[], nn.Module], objective: Obj
             _train(engine)
 
 
-@pytest.mark.parametrize("optimizer", [AdamState, AdagradState])
+@pytest.mark.parametrize(
+    "optimizer",
+    [{"name": name} for name in OPTIMIZERS]
+    + [{"name": "sgd", "momentum": 0.9}, {"clip_norm": 1.0, "clip_value": 0.1}],
+    ids=lambda words: " ".join(map(str, words.values())),
+)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_so_do_those_of_other_images_and_optimisers(
-    dtype: torch.dtype, optimizer: type[AdamState] | type[AdagradState]
+    dtype: torch.dtype, optimizer: dict[str, Any]
 ) -> None:
     with ghost() as device:
-        engine = _engine(_made(MODELS["mlp"]), Objective(), dtype, optimizer)
+        engine = _engine(_made(MODELS["mlp"]), Objective(), dtype, **optimizer)
         with device.closed():
             _train(engine)
 

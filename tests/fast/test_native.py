@@ -4,19 +4,19 @@ import copy
 import re
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.engines import make_engine, problem_of
+from tests.engines import adam_of, make_engine, problem_of
 from vaebench import VAE, InputError, fit
 from vaebench.fast import admit
-from vaebench.fast.adam import AdamState
 from vaebench.fast.native import NativeEngine, supports_bf16, unsupported
 from vaebench.fast.native.chain import read
+from vaebench.fast.optimizer import OptimizerState
 from vaebench.fast.step import StepEngine
 from vaebench.objective import Objective
 
@@ -61,14 +61,17 @@ def _trained(engine: StepEngine, count: int) -> tuple[Tensor, list[Tensor]]:
     if next(engine.model.parameters()).dtype == torch.float64:
         noise = noise.double()
     sums = engine.epoch(order, noise)
-    tensors = [*engine.model.parameters(), *_adam(engine).m, *_adam(engine).v]
+    tensors = [
+        *engine.model.parameters(),
+        *(t for ts in _adam(engine).moments.values() for t in ts),
+    ]
     return torch.stack((sums.recon, sums.kl)).double() / count, [
         t.detach().double() for t in tensors
     ]
 
 
-def _adam(engine: StepEngine) -> AdamState:
-    return cast(AdamState, engine.optimizer)
+def _adam(engine: StepEngine) -> OptimizerState:
+    return engine.optimizer
 
 
 def _supported(model: nn.Module, images: Tensor, objective: Objective) -> bool:
@@ -76,7 +79,7 @@ def _supported(model: nn.Module, images: Tensor, objective: Objective) -> bool:
     chain = read(problem)
     if chain is None:
         return False
-    return unsupported(problem, chain, AdamState.of(problem.params, 1e-3)) is None
+    return unsupported(problem, chain, adam_of(problem.params, 1e-3)) is None
 
 
 Make = Callable[[], VAE]

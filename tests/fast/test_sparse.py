@@ -77,6 +77,7 @@ def test_only_the_layer_that_gets_the_pixels_as_they_are(strokes: Tensor) -> Non
     assert sparse.input_layer(double) is None
 
 
+@pytest.mark.slow
 def test_it_is_said_and_can_be_switched_off(
     strokes: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.engines import adam_of
 from tests.fast.triton_cases import (
     CASES,
     ROUNDED,
@@ -29,7 +30,6 @@ from tests.fast.triton_cases import (
     ours,
 )
 from vaebench import VAE
-from vaebench.fast.adam import AdamState
 from vaebench.fast.kernels.triton_step import Plan, supports, triton_step
 from vaebench.objective import Objective
 
@@ -38,11 +38,10 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    """What the cases found under the interpreter."""
+def _found(*names: str) -> dict[str, Any]:
+    """What the cases of these names, or all, found under the interpreter."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fast.triton_cases"],
+        [sys.executable, "-m", "tests.fast.triton_cases", *names],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
@@ -50,6 +49,12 @@ def found() -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stderr
     return cast(dict[str, Any], json.loads(done.stdout))
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    """What all found."""
+    return _found()
 
 
 def _judge(case: Case, got: dict[str, Any]) -> None:
@@ -63,16 +68,23 @@ def _judge(case: Case, got: dict[str, Any]) -> None:
         assert mine <= 2 * eager + 1e-5 * size + 1e-9, i
 
 
+def test_one_case_equals_the_eager_step() -> None:
+    _judge(CASES["odd"], _found("odd")["odd"])
+
+
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.slow
 def test_equals_the_eager_step(case: str, found: dict[str, Any]) -> None:
     _judge(CASES[case], found["cases"][case])
 
 
 @pytest.mark.parametrize("case", ROUNDED)
+@pytest.mark.slow
 def test_products_in_parts_are_float32s(case: str, found: dict[str, Any]) -> None:
     _judge(CASES[case], found["in parts"][case])
 
 
+@pytest.mark.slow
 def test_factors_of_10_bits_are_near(found: dict[str, Any]) -> None:
     """Near enough for the trial on a GPU to let pass, and not so near that it need not."""
     for name, wrong in found["rounded"].items():
@@ -80,12 +92,14 @@ def test_factors_of_10_bits_are_near(found: dict[str, Any]) -> None:
         assert wrong["float32"] is not None, name
 
 
+@pytest.mark.slow
 def test_a_changed_learning_rate_acts(found: dict[str, Any]) -> None:
     still, moved = found["changed rate"]
     assert still == 0
     assert 5e-3 < moved < 2e-2  # Adam's second step is about as long as the learning rate
 
 
+@pytest.mark.slow
 def test_joint_updates_are_torchs(found: dict[str, Any]) -> None:
     assert 0 < found["joint"] < 1e-3  # of the learning rate: roundings of numbers near 1
 
@@ -95,10 +109,12 @@ def test_cuda_joint_updates_are_torchs() -> None:
     assert joint(torch.device("cuda", 0)) < 1e-3
 
 
+@pytest.mark.slow
 def test_every_run_gives_the_same_bits(found: dict[str, Any]) -> None:
     assert found["repeated"] is True
 
 
+@pytest.mark.slow
 def test_totals_accumulate(found: dict[str, Any]) -> None:
     grown = torch.tensor(found["accumulated"], dtype=torch.float64)
     moves = grown.diff(dim=0)
@@ -107,25 +123,30 @@ def test_totals_accumulate(found: dict[str, Any]) -> None:
     torch.testing.assert_close(moves, moves[:1].expand(3, 2), rtol=1e-12, atol=0)
 
 
+@pytest.mark.slow
 def test_parameters_may_move_in_memory(found: dict[str, Any]) -> None:
     assert found["moved"] is True
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_shows(found: dict[str, Any]) -> None:
     """An image that is not there too: nothing checks the indices before."""
     for name, (recon, kl) in found["not finite"].items():
         assert math.isfinite(recon - kl) is (name == "underflow"), name
 
 
+@pytest.mark.slow
 def test_huge_logits(found: dict[str, Any]) -> None:
     mine, eager = found["huge logits"]
     assert mine == pytest.approx(eager, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_supports_what_it_can_train(found: dict[str, Any]) -> None:
     assert found["declined"] == {name: name.startswith("yes") for name in found["declined"]}
 
 
+@pytest.mark.slow
 def test_refuses_what_does_not_fit(found: dict[str, Any]) -> None:
     assert all(found["refused"].values()), found["refused"]
 
@@ -143,7 +164,7 @@ def test_declines_the_cpu_without_the_interpreter() -> None:
 def test_an_unknown_precision_is_refused() -> None:
     model = model_of(CASES["odd"])
     with pytest.raises(ValueError, match="half"):
-        triton_step(model, Objective(), AdamState.of(list(model.parameters()), 1e-3), "half")
+        triton_step(model, Objective(), adam_of(list(model.parameters()), 1e-3), "half")
 
 
 TYPES = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int64: "*i64", torch.int32: "*i32"}
@@ -193,7 +214,7 @@ def test_compiles_ahead_of_time(name: str, number: int) -> None:
 
     pixels, hidden, latent, dtype, precision = COMPILED[name]
     model = VAE((pixels,), (hidden,), latent)
-    state = AdamState.of(list(model.parameters()), 1e-3)
+    state = adam_of(list(model.parameters()), 1e-3)
     plan = Plan.of(model, Objective(), cast(Any, state), precision)
     index, noise = torch.zeros(128, dtype=torch.int64), torch.zeros(128, latent)
     totals, images = torch.zeros(2, dtype=torch.float64), torch.zeros(200, pixels, dtype=dtype)

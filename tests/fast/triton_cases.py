@@ -7,20 +7,20 @@ decides what ``@triton.jit`` makes.
 
 import copy
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tests.engines import problem_of
+from tests.engines import adam_of, problem_of
 from vaebench import VAE
 from vaebench.fast import admit
-from vaebench.fast.adagrad import AdagradState
-from vaebench.fast.adam import AdamState, updates_by
 from vaebench.fast.joint_update import update_jointly
 from vaebench.fast.kernels.triton_step import supports, triton_step
-from vaebench.fast.step import Optimizer, Step, StepEngine, make_step
+from vaebench.fast.optimizer import OptimizerState, updates_by
+from vaebench.fast.step import Step, StepEngine, make_step
 from vaebench.objective import Objective
 from vaebench.problem import Problem
 
@@ -94,38 +94,38 @@ def case_problem(case: Case, model: nn.Module, images: Tensor) -> Problem:
     return problem_of(model, images, Objective(beta=case.beta), case.batch, LR, images.device)
 
 
-def eager(model: VAE, case: Case, state: AdamState) -> Step:
+def eager(model: VAE, case: Case, state: OptimizerState) -> Step:
     """Make the plain twin."""
     return make_step(model, Objective(beta=case.beta), state)
 
 
-def ours(model: VAE, case: Case, state: AdamState, precision: str = "ieee") -> Step:
+def ours(model: VAE, case: Case, state: OptimizerState, precision: str = "ieee") -> Step:
     """Make the step of kernels."""
     return triton_step(model, Objective(beta=case.beta), state, precision)
 
 
-def in_parts(model: VAE, case: Case, state: AdamState) -> Step:
+def in_parts(model: VAE, case: Case, state: OptimizerState) -> Step:
     """Make the step of kernels that multiply float32 by its parts of 10 bits."""
     return ours(model, case, state, "tf32x3")
 
 
 def outcome(
-    case: Case, make: Callable[[VAE, Case, AdamState], Step], dtype: torch.dtype, device: Any
+    case: Case, make: Callable[[VAE, Case, OptimizerState], Step], dtype: torch.dtype, device: Any
 ) -> tuple[list[float], list[Tensor], float]:
     """Sums of recon and kl; parameters and moments in float64; the number of steps."""
     model, images = model_of(case).to(device, dtype), images_of(case, device)
     if dtype == torch.float64:
         images = images.double() / 255 if images.dtype == torch.uint8 else images.double()
-    state = AdamState.of(list(model.parameters()), LR)
+    state = adam_of(list(model.parameters()), LR)
     totals, _ = trained(case, model, make(model, case, state), images)
-    tensors = [*state.params, *state.m, *state.v]
+    tensors = [*state.params, *state.moments["m"], *state.moments["v"]]
     return totals.tolist(), [t.detach().double().cpu() for t in tensors], state.step.item()
 
 
 def compare(
     case: Case,
     device: torch.device = CPU,
-    mine: Callable[[VAE, Case, AdamState], Step] = ours,
+    mine: Callable[[VAE, Case, OptimizerState], Step] = ours,
 ) -> dict[str, Any]:
     """How far the kernels and the eager float32 step are from the eager float64 one.
 
@@ -147,10 +147,10 @@ def rms(t: Tensor) -> float:
     return float(t.square().mean().sqrt())
 
 
-def new(case: Case, device: torch.device = CPU) -> tuple[VAE, AdamState, Step, Tensor]:
+def new(case: Case, device: torch.device = CPU) -> tuple[VAE, OptimizerState, Step, Tensor]:
     """Make a model, its state, its step of kernels, and images."""
     model = model_of(case).to(device)
-    state = AdamState.of(list(model.parameters()), LR)
+    state = adam_of(list(model.parameters()), LR)
     return model, state, ours(model, case, state), images_of(case, device)
 
 
@@ -251,7 +251,7 @@ def huge_logits(case: Case) -> list[list[float]]:
         model = model_of(case)
         last = model.output.bias
         last.data.copy_(torch.linspace(-1e4, 1e4, len(last)))
-        state = AdamState.of(list(model.parameters()), LR)
+        state = adam_of(list(model.parameters()), LR)
         totals, _ = trained(
             case._replace(images=case.batch), model, make(model, case, state), images_of(case)
         )
@@ -265,10 +265,12 @@ def declined() -> dict[str, bool]:
     images, model, aim = images_of(case), model_of(case), Objective()
     floats = images.float() / 255
 
-    def state(m: nn.Module, **words: Any) -> AdamState:
-        return AdamState.of(list(m.parameters()), LR, **words)
+    def state(m: nn.Module, **words: Any) -> OptimizerState:
+        return adam_of(list(m.parameters()), LR, **words)
 
-    def asked(m: Any, x: Tensor = images, o: Objective = aim, s: Optimizer | None = None) -> bool:
+    def asked(
+        m: Any, x: Tensor = images, o: Objective = aim, s: OptimizerState | None = None
+    ) -> bool:
         return bool(supports(m, x, o, state(m) if s is None else s))
 
     hooked, other, frozen = (copy.deepcopy(model) for _ in range(3))
@@ -280,13 +282,13 @@ def declined() -> dict[str, bool]:
     columns.output.weight.data = columns.output.weight.data.t().contiguous().t()
     unbiased.mu.bias = None  # type: ignore[assignment]
     some: list[Tensor] = [*model.parameters()]
-    few = AdamState.of(some[1:], LR)
+    few = adam_of(some[1:], LR)
     subclass = type("Mine", (VAE,), {})(case.shape, (case.hidden,), case.latent)
     return {
         "yes": asked(model),
         "yes floats": asked(model, floats),
         "yes beta": asked(model, o=Objective(beta=3.0)),
-        "yes eps": asked(model, s=state(model, eps=1e-4)),
+        "yes eps": asked(model, s=state(model, adam_eps=1e-4)),
         "gaussian": asked(model, o=Objective("gaussian")),
         "iwae": asked(model, o=Objective(bound="iwae", samples=5)),
         "samples": asked(model, o=Objective(samples=2)),
@@ -305,7 +307,10 @@ def declined() -> dict[str, bool]:
         "no bias": asked(unbiased),
         "subclass": asked(subclass),
         "not a vae": asked(nn.Linear(3, 3)),
-        "adagrad": asked(model, s=AdagradState.of(list(model.parameters()), LR)),
+        "adagrad": asked(model, s=state(model, name="adagrad")),
+        "weight decay": asked(model, s=state(model, weight_decay=0.01)),
+        "betas": asked(model, s=state(model, adam_betas=(0.9, 0.99))),
+        "clipped": asked(model, s=state(model, clip_norm=1.0)),
         "few parameters": asked(model, s=few),
         "another's": asked(model, s=state(copy.deepcopy(model))),
     }
@@ -340,7 +345,7 @@ def joint(device: torch.device = CPU) -> float:
     shapes = [(3, 5), (1,), (2000,), (7, 9, 4), (1024,), (1025,)] * 7  # more than one launch's
     start = [torch.randn(shape) for shape in shapes]
     start[2] = torch.randn(40, 50).t()
-    states = [AdamState.of([p.to(device, copy=True) for p in start], LR) for _ in range(2)]
+    states = [adam_of([p.to(device, copy=True) for p in start], LR) for _ in range(2)]
     for _ in range(3):
         grads = tuple(torch.randn_like(p).to(device) for p in start)
         states[0].update(grads)
@@ -351,12 +356,15 @@ def joint(device: torch.device = CPU) -> float:
     return max(float((a - b).abs().max()) for a, b in pairs) / LR
 
 
-def main() -> None:
-    """Print everything."""
+def main(names: Sequence[str]) -> None:
+    """Print what the cases of these names found; without any, everything."""
     from tests.fast.triton_interpreter import mend
 
     mend()
     torch.set_num_threads(1)
+    if names:
+        print(json.dumps({name: compare(CASES[name]) for name in names}))
+        return
     odd = CASES["odd"]
     found = {
         "cases": {name: compare(case) for name, case in CASES.items()},
@@ -376,4 +384,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -134,7 +134,7 @@ def test_a_run_folder_gives_it_back(kind: str, tmp_path: Path) -> None:
     model = make_network(recipe).eval()
     with RunFolder(tmp_path / "run") as folder:
         folder.write_config({}, recipe)
-        folder.write_model(model)
+        folder.write_model(model.state_dict())
     back = vaebench.load(tmp_path / "run")
     x, y, z = _batch()
     assert back.classes == 10

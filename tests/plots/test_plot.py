@@ -78,7 +78,7 @@ def make_run(
             test_images=test, on_epoch=lambda record: run.add_metrics(asdict(record)),
             **given,
         )  # fmt: skip
-        run.write_model(model)
+        run.write_model(model.state_dict())
         run.write_result({"dataset": data.name, "test_elbo": history.epochs[-1].test_elbo})
     return folder
 
@@ -191,6 +191,7 @@ def test_latent_size_1_has_no_plane(
         draw(runs[1], ["manifold"], tmp_path)
 
 
+@pytest.mark.slow
 def test_other_images(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     colour = torch.rand(300, 3, 6, 8, generator=generator)
@@ -387,6 +388,7 @@ def test_colour_blind_people_tell_the_colours_apart(colours: tuple[str, ...], le
         assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) > least
 
 
+@pytest.mark.slow
 def test_a_name_that_the_locale_cannot_write(tmp_path: Path) -> None:
     run = make_run(tmp_path / "é", 2)
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

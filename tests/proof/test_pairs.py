@@ -126,6 +126,7 @@ class Exact(Net):
             return super().forward(x, eps)
 
 
+@pytest.mark.slow
 def test_a_compiled_step_with_a_leaking_autocast() -> None:
     """The forward pass is float32, and so it looks; the compiled backward pass is bfloat16."""
 

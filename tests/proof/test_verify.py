@@ -78,10 +78,14 @@ def test_labels_and_draws_of_the_models_own(dropout: float, strokes: Tensor) -> 
     "options",
     [
         {"optimizer": "adagrad", "lr": 0.01},
+        {"optimizer": "adamax", "weight_decay": 0.01},
+        {"optimizer": "rmsprop", "lr": 3e-4, "momentum": 0.5},
+        {"optimizer": "sgd", "lr": 1e-2, "momentum": 0.9, "weight_decay": 0.1, "clip_norm": 3.0},
+        {"optimizer": "sgd", "lr": 1e-2, "clip_value": 0.02},
         {"objective": "iwae", "samples": 3},
         {"likelihood": "gaussian", "sigma": 0.3, "beta": 2.0},
     ],
-    ids=["adagrad", "iwae", "gaussian"],
+    ids=lambda options: " ".join(map(str, options.values())),
 )
 def test_every_objective_and_optimiser(options: dict[str, Any], strokes: Tensor) -> None:
     torch.manual_seed(0)

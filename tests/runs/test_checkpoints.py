@@ -516,6 +516,7 @@ def test_killed_after_the_last_word(npz: Path, tmp_path: Path, whole: Path) -> N
     _equal(out, whole)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments() -> None:
     """A small number of what ``scripts/kill.py`` does a hundred times."""
     script = Path(__file__).parents[2] / "scripts" / "kill.py"

@@ -368,6 +368,7 @@ def test_a_training_outlives_its_output(npz: Path, tmp_path: Path) -> None:
 # The long way
 
 
+@pytest.mark.slow
 def test_soak(strokes: Tensor, tmp_path: Path) -> None:
     """300 epochs, checkpoints and all: no memory grows, no file is wrong.
 

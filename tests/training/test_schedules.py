@@ -75,7 +75,7 @@ def test_what_a_caller_gives() -> None:
 MANY: dict[str, Any] = {"epochs": 3, "batch_size": 32, "device": "cpu", "seed": 4}
 CHANGING: dict[str, Any] = {
     "schedule": "one-cycle", "lr": 3e-3, "warmup": 0.5, "beta_schedule": "warmup", "beta": 2.0,
-    "beta_epochs": 2.0,
+    "beta_epochs": 2.0, "ema_decay": 0.9,
 }  # fmt: skip
 ENGINES: dict[str, dict[str, Any]] = {
     "eager": {},

@@ -164,11 +164,11 @@ def _fit(
         if state:
             state.check(config.optimizer.epochs, config.run.engine, device)
             model.load_state_dict(state.model)
-            folder.write_model(model)
+            folder.write_model(state.weights)
         folder.write_metrics(checkpoints.metrics)
     stored = {n: v for n, v in config.options().items() if n != "resume"}
     folder.write_config(stored, recipe, {"name": data.name, "mark": mark})
-    keeper = _Keeper(config, folder, model, checkpoints)
+    keeper = _Keeper(config, folder, checkpoints)
     try:
         history = fit(
             model,
@@ -236,10 +236,9 @@ class _Keeper:
         self,
         config: TrainConfig,
         folder: "RunFolder",
-        model: "torch.nn.Module",
         checkpoints: "Checkpoints",
     ) -> None:
-        self.config, self.folder, self.model = config, folder, model
+        self.config, self.folder = config, folder
         self.checkpoints = checkpoints
         self.unsaved: TrainState | None = None
 
@@ -252,7 +251,7 @@ class _Keeper:
         ):
             self.close()
         self.folder.add_metrics(dataclasses.asdict(state.epochs[-1]))
-        self.folder.write_model(self.model)
+        self.folder.write_model(state.weights)
         if not self.config.run.quiet:
             say(epoch_line(state.epochs[-1]))
 

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 
 from vaebench.config import FastConfig, asks_for, without
 from vaebench.fast import admit
-from vaebench.fast.adagrad import AdagradState
-from vaebench.fast.adam import AdamState
 from vaebench.fast.draft import Draft, Offer, Plan
+from vaebench.fast.optimizer import OptimizerState
 from vaebench.fast.register import TECHNIQUES, Technique
-from vaebench.fast.step import Optimizer, StepEngine
+from vaebench.fast.step import StepEngine
 from vaebench.problem import Problem
 from vaebench.system.distributed import Group
 from vaebench.system.toolchain import CompileError
@@ -41,7 +40,7 @@ def make_engine(
     problem: Problem,
     fast: FastConfig,
     group: Group | None = None,
-    optimizer: Optimizer | None = None,
+    optimizer: OptimizerState | None = None,
 ) -> Built:
     """Build the fastest engine that is right for a problem here, warmed up.
 
@@ -52,7 +51,8 @@ def make_engine(
         group: the processes that train together, each with all of the images; None: this one.
         optimizer: the state of the training so far, to go on from; None: it begins.
     """
-    draft = Draft(problem, fast, group, optimizer or _started(problem), Plan(problem.objective))
+    started = optimizer or OptimizerState.of(problem.params, problem.optimizer)
+    draft = Draft(problem, fast, group, started, Plan(problem.objective))
     plain = draft.engine
     draft.actual = {t.name: t.idle for t in TECHNIQUES if t.kind != "thread"}
     for technique in TECHNIQUES:
@@ -80,13 +80,6 @@ def _regretted(draft: Draft, plain: StepEngine) -> tuple[Technique, str] | None:
             if reason:
                 return technique, reason
     return None
-
-
-def _started(problem: Problem) -> Optimizer:
-    settings = problem.optimizer
-    if settings.name == "adagrad":
-        return AdagradState.of(problem.params, settings.lr)
-    return AdamState.of(problem.params, settings.lr, settings.adam_eps)
 
 
 def _consider(technique: Technique, draft: Draft) -> None:

@@ -12,8 +12,9 @@ import torch
 
 from vaebench.config import FastConfig, asks_for
 from vaebench.fast import admit
+from vaebench.fast.optimizer import OptimizerState
 from vaebench.fast.parallel import ParallelEngine, ParallelStep, exchange
-from vaebench.fast.step import Context, Optimizer, Step, StepEngine, alone, make_step
+from vaebench.fast.step import Context, Step, StepEngine, alone, make_step
 from vaebench.fast.stream import StreamEngine
 from vaebench.objective import Objective
 from vaebench.problem import Problem
@@ -73,7 +74,7 @@ class Draft:
     problem: Problem
     fast: FastConfig
     group: Group | None
-    optimizer: Optimizer
+    optimizer: OptimizerState
     plan: Plan
     notes: list[str] = field(default_factory=list)
     actual: dict[str, Any] = field(default_factory=dict)

@@ -9,13 +9,10 @@ import importlib.util
 from functools import partial
 
 import torch
-from torch import Tensor
 
-from vaebench.fast.adam import AdamState, updates_by
 from vaebench.fast.capture import race_replayed
 from vaebench.fast.draft import Draft, Offer
-from vaebench.fast.layout import in_memory_order
-from vaebench.fast.step import Optimizer
+from vaebench.fast.optimizer import OptimizerState, Update, updates_by
 
 BLOCK = 1024  # numbers that a program updates
 # Tensors of one launch: their addresses are its arguments, of which there are 4 KB at most.
@@ -31,34 +28,28 @@ def offer(draft: Draft) -> Offer | str:
     return Offer(draft.make(plan), plan, actual={"joint_update": True}, race=race)
 
 
-def supports(optimizer: Optimizer) -> bool:
-    """Whether this is Adam, of float32 parameters that have been updated equally often."""
-    if not isinstance(optimizer, AdamState) or not optimizer.even:
+def supports(optimizer: OptimizerState) -> bool:
+    """Whether this is plain Adam of float32 parameters that have been updated equally often."""
+    if not optimizer.is_plain_adam or not optimizer.even:
         return False
     if importlib.util.find_spec("triton") is None:
         return False
     return all(p.dtype == torch.float32 and p.numel() < 2**31 for p in optimizer.params)
 
 
-def update_jointly(
-    params: list[Tensor],
-    grads: list[Tensor],
-    m: list[Tensor],
-    v: list[Tensor],
-    steps: list[Tensor],
-    lr: Tensor,
-    eps: float,
-) -> None:
-    """Do what torch's fused kernel does; all tensors share the first of ``steps``."""
+def update_jointly(update: Update) -> None:
+    """Do what torch's fused kernel does; all tensors share the first count."""
     import triton
 
-    from vaebench.fast.kernels.triton_update import update
+    from vaebench.fast.kernels import triton_update
 
-    lists = [in_memory_order(each) for each in (params, grads, m, v)]
+    params = update.params
+    lists = [params, update.grads, *update.kinds]
     with torch.cuda.device_of(params[0]):
         for first in range(0, len(params), MOST):
             tensors = [tuple(each[first : first + MOST]) for each in lists]
             sizes = tuple(p.numel() for p in tensors[0])
             programs = sum(triton.cdiv(size, BLOCK) for size in sizes)
             if programs:
-                update[(programs,)](*tensors, sizes, steps[0], lr, eps, BLOCK=BLOCK)
+                rest = sizes, update.steps[0], update.lr, update.numbers.eps
+                triton_update.update[(programs,)](*tensors, *rest, BLOCK=BLOCK)

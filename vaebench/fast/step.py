@@ -7,13 +7,13 @@ a function can be run eagerly, compiled into one graph, or captured.
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from vaebench.data.images import gather
 from vaebench.engine import Sums, copy_state
+from vaebench.fast.optimizer import OptimizerState
 from vaebench.models.protocol import EncoderDecoder
 from vaebench.models.snapshot import untouched
 from vaebench.objective import Objective, loss_terms
@@ -37,55 +37,10 @@ def alone(grads: tuple[Tensor, ...], images: int) -> tuple[Tensor, ...]:
     return grads
 
 
-class Optimizer(Protocol):
-    """What an optimiser remembers; its update rule is a function of it and the gradients."""
-
-    @property
-    def params(self) -> list[Tensor]:
-        """What it updates."""
-
-    @property
-    def lr(self) -> Tensor:
-        """The learning rate, read from the device at every step."""
-
-    def following(self, params: list[Tensor]) -> "Optimizer":
-        """Go on with these parameters: what is remembered of each goes with it."""
-
-    def belonging_to(self, param: Tensor) -> list[Tensor]:
-        """A parameter, and what is remembered of it in its shape."""
-
-    def tensors(self) -> list[Tensor]:
-        """All that an update changes."""
-
-    def memory(self) -> dict[str, Tensor]:
-        """What it remembers beside the parameters, by name."""
-
-    def update(self, grads: tuple[Tensor, ...]) -> None:
-        """Take one step, in place."""
-
-
-class Moments(Protocol):
-    """Adam's state, for kernels that update by it themselves; see :mod:`vaebench.fast.adam`."""
-
-    params: list[Tensor]
-    m: list[Tensor]
-    v: list[Tensor]
-    lr: Tensor
-    eps: float
-
-    @property
-    def step(self) -> Tensor:
-        """The count of updates."""
-
-    @property
-    def even(self) -> bool:
-        """Whether all parameters share one count."""
-
-
 def make_step(
     vae: EncoderDecoder,
     objective: Objective,
-    optimizer: Optimizer,
+    optimizer: OptimizerState,
     autocast: torch.dtype | None = None,
     *,
     labels: Tensor | None = None,
@@ -155,7 +110,7 @@ class StepEngine:
         self,
         problem: Problem,
         step: Step,
-        optimizer: Optimizer,
+        optimizer: OptimizerState,
         contexts: Sequence[Context] = (),
     ) -> None:
         self.problem, self.model = problem, problem.model

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from vaebench.data.streaming import HostImages
 from vaebench.engine import Sums
-from vaebench.fast.step import Context, Optimizer, Step, StepEngine
+from vaebench.fast.optimizer import OptimizerState
+from vaebench.fast.step import Context, Step, StepEngine
 from vaebench.problem import Problem
 
 
@@ -30,7 +31,7 @@ class StreamEngine(StepEngine):
         self,
         problem: Problem,
         step: Step,
-        optimizer: Optimizer,
+        optimizer: OptimizerState,
         contexts: Sequence[Context] = (),
         labels: Tensor | None = None,
     ) -> None:

@@ -16,9 +16,8 @@ from vaebench.data.arrays import checked
 from vaebench.data.labels import check_labels
 from vaebench.errors import InputError
 from vaebench.fast import admit
-from vaebench.fast.adagrad import AdagradState
-from vaebench.fast.adam import BETA1, AdamState
 from vaebench.fast.build import make_engine
+from vaebench.fast.optimizer import RMSPROP_ALPHA, OptimizerState
 from vaebench.fast.register import TECHNIQUES
 from vaebench.models.adapt import as_module, classes_of
 from vaebench.models.protocol import EncoderDecoder
@@ -64,10 +63,14 @@ class Run:
 
     def step(self, numbers: Numbers, seed: int = 0) -> Outcome:
         """What the first step leaves: its numbers are those of one batch."""
-        recon, kl = self.epoch(numbers, seed)
         params = self.problem.params
-        plain = isinstance(self.engine, ReferenceEngine)
-        grads = [p.grad for p in params] if plain else _gradients(self.engine)
+        before = copies(params)
+        recon, kl = self.epoch(numbers, seed)
+        if isinstance(self.engine, ReferenceEngine):
+            grads: Sequence[Tensor | None] = [p.grad for p in params]
+        else:
+            rounded = any(self.actual.get(t.name, t.idle) != t.idle for t in TECHNIQUES if t.rounds)
+            grads = _gradients(self.engine.optimizer, before, rounded=rounded)
         kept = [None if g is None else g.detach().clone() for g in grads]
         buffers = values(dict(self.problem.model.named_buffers()))
         return Outcome(recon - kl, kept, copies(params), buffers)
@@ -79,16 +82,33 @@ def _defaults(device: torch.device) -> list[torch.Generator]:
     return [torch.default_generator, *on_device]
 
 
-def _gradients(engine: Any) -> list[Tensor]:
+# Of these optimisers' first gradients only the sizes can be told.
+SIZES_ALONE = ("adagrad", "rmsprop")
+
+
+def _gradients(
+    state: OptimizerState, before: Sequence[Tensor], *, rounded: bool
+) -> Sequence[Tensor | None]:
     """The gradients of an engine's first step, by what its optimiser remembers of them.
 
-    Moments start at zero. Adagrad remembers squares: all gradients are given as if positive.
+    Moments start at zero. Those of squares give the size. None where nothing of them is
+    remembered: of SGD without momentum the change of the parameters, which rounding makes coarse.
     """
-    state = engine.optimizer
-    if isinstance(state, AdamState):
-        return [m / (1 - BETA1) for m in state.m]
-    assert isinstance(state, AdagradState)
-    return [total.sqrt() for total in state.sums]
+    settings, moments = state.settings, state.moments
+    decay = 0.0 if settings.name == "adamw" else settings.weight_decay
+    if settings.name in SIZES_ALONE:
+        share, squares = (1.0, "sum") if settings.name == "adagrad" else (1 - RMSPROP_ALPHA, "v")
+        return [None if decay else (t / share).sqrt() for t in moments[squares]]
+    if "m" in moments:
+        grads = [m / (1 - settings.adam_betas[0]) for m in moments["m"]]
+    elif "momentum" in moments:
+        grads = moments["momentum"]
+    elif rounded:
+        pairs = zip(before, state.params, strict=True)
+        grads = [(b - p.detach()) / settings.lr for b, p in pairs]
+    else:
+        return [None] * len(before)
+    return [g - decay * b for g, b in zip(grads, before, strict=True)]
 
 
 class _Autocast(nn.Module):

@@ -16,7 +16,7 @@ from vaebench.fast.step import has_hooks
 from vaebench.objective import loss_terms
 from vaebench.proof import rules
 from vaebench.proof.report import Check, Report
-from vaebench.proof.subject import Run, Subject
+from vaebench.proof.subject import SIZES_ALONE, Run, Subject
 from vaebench.system.info import fingerprint
 from vaebench.training.fit import configured
 
@@ -183,7 +183,7 @@ class Proof:
 
     def _sized(self, outcome: rules.Outcome) -> rules.Outcome:
         """The sizes of gradients, where an engine's optimiser remembers no more of them."""
-        if self.subject.config.optimizer.name != "adagrad":
+        if self.subject.config.optimizer.name not in SIZES_ALONE:
             return outcome
         return outcome._replace(grads=[None if g is None else g.abs() for g in outcome.grads])
 

@@ -152,10 +152,10 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
 
-    def write_model(self, model: torch.nn.Module) -> None:
+    def write_model(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Replace the model's parameters and buffers."""
         with replacing(self.path / MODEL) as file:
-            write_tensors(file, {name: t.cpu() for name, t in model.state_dict().items()})
+            write_tensors(file, {name: t.cpu() for name, t in tensors.items()})
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write the summary."""
@@ -229,7 +229,7 @@ class NoFolder(RunFolder):
     def add_metrics(self, record: Mapping[str, Any]) -> None:
         """Write nothing."""
 
-    def write_model(self, model: torch.nn.Module) -> None:
+    def write_model(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Write nothing."""
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:

@@ -199,7 +199,11 @@ class Training:
         self.lr = given["lr"] or lr
         self.beta = given["beta"] or (beta if objective.beta_schedule != "constant" else None)
         self.changing = bool(
-            given["lr"] or self.beta or optimizer.warmup or optimizer.schedule in TO_THE_END
+            given["lr"]
+            or self.beta
+            or optimizer.warmup
+            or optimizer.ema_decay
+            or optimizer.schedule in TO_THE_END
         )
         if self.beta and objective.bound == "iwae":
             raise InputError(
@@ -284,6 +288,7 @@ class Training:
             on_epoch,
             on_state,
             self.changing,
+            config.optimizer.ema_decay,
         )
         memory = explaining_memory(
             self.model,

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from vaebench.config import FastConfig, TrainConfig, without
+from vaebench.config import WITH_MOMENTUM, FastConfig, OptimizerConfig, TrainConfig, without
 from vaebench.engine import Engine
 from vaebench.fast.build import make_engine
 from vaebench.fast.register import TECHNIQUES
@@ -104,5 +104,17 @@ def reference_of(problem: Problem) -> ReferenceEngine:
         device=problem.device,
         bound=objective.bound,
         optimizer=optimizer.name,
-        adam_eps=optimizer.adam_eps,
+        words=torch_words(optimizer),
+        clip_norm=optimizer.clip_norm,
+        clip_value=optimizer.clip_value,
     )
+
+
+def torch_words(optimizer: OptimizerConfig) -> dict[str, Any]:
+    """What torch.optim's class of that name is told."""
+    words: dict[str, Any] = {"weight_decay": optimizer.weight_decay}
+    if optimizer.name in WITH_MOMENTUM:
+        words["momentum"] = optimizer.momentum
+    if optimizer.name in ("adam", "adamw", "adamax"):
+        words |= {"betas": optimizer.adam_betas, "eps": optimizer.adam_eps}
+    return words

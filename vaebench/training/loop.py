@@ -21,6 +21,7 @@ from vaebench.problem import Problem
 from vaebench.system.distributed import Group
 from vaebench.system.random import MODEL, TRAINING, random_stream
 from vaebench.system.worker import Worker
+from vaebench.training.average import Average
 from vaebench.training.divergence import Snapshot, is_finite
 from vaebench.training.follow import Follower
 from vaebench.training.history import EpochRecord, History
@@ -38,7 +39,7 @@ class Plan:
 
     ``lr`` gives the learning rate at a time, in epochs; ``beta`` the KL's weight, None if that does
     not change; ``changing`` says whether either does within an epoch. ``sampler`` draws new binary
-    pixels before an epoch, if there is one.
+    pixels before an epoch, if there is one. ``ema_decay`` is that of :class:`Average`, 0 for none.
     """
 
     epochs: int
@@ -52,6 +53,7 @@ class Plan:
     on_epoch: Callable[[EpochRecord], None] | None
     on_state: Callable[[TrainState], object] | None
     changing: bool = False
+    ema_decay: float = 0.0
 
 
 class Loop:
@@ -76,6 +78,7 @@ class Loop:
         self.plan, self.follower, self.worker = plan, follower, worker
         self.history, self.group = history, group
         self.model = follower.problem.model
+        self.average = Average(self.model, plan.ema_decay) if plan.ema_decay else None
         self.numbers = Numbers(follower.problem, plan.seed, group.rank if group else 0)
 
     def run(self, stopped: Callable[[], bool], resume: TrainState | None) -> None:
@@ -84,6 +87,8 @@ class Loop:
         if resume:
             engine = self.follower.engine
             self.worker.run(lambda: resume.restore(self.model, engine, generators, history))
+            if self.average:
+                self.average.load(resume.average)
         with _bar(self.numbers.images, plan, len(history.epochs)) as bar:
             while len(history.epochs) < plan.epochs:
                 record = self.worker.run(lambda: self._epoch(bar, stopped))
@@ -92,9 +97,13 @@ class Loop:
                 history.epochs.append(record)
                 if plan.on_state:
                     engine = self.follower.engine
-                    plan.on_state(TrainState.of(self.model, engine, generators, history))
+                    average = self.average.values if self.average else {}
+                    state = TrainState.of(self.model, engine, generators, history, average)
+                    plan.on_state(state)
                 if plan.on_epoch:
                     plan.on_epoch(record)
+        if self.average:
+            self.average.show()
 
     def _epoch(self, bar: "tqdm[NoReturn]", stopped: Callable[[], bool]) -> EpochRecord | None:
         """Train one epoch and test; None if the training is to end before it."""
@@ -109,7 +118,8 @@ class Loop:
         if steady:
             follower.left()
         if self.plan.test_images is not None:
-            with history.timed("eval"):
+            averaged = self.average.shown() if self.average else contextlib.nullcontext()
+            with history.timed("eval"), averaged:
                 record = dataclasses.replace(record, test_elbo=self._test(self.plan.test_images))
         if not steady:  # what counts its calls counts those of the test too
             follower.left()
@@ -133,6 +143,9 @@ class Loop:
                 if not done or self.plan.changing:
                     self._set(epoch - 1 + done / numbers.images)
                 sums.append(engine.epoch(order, noise))
+                if self.average:
+                    before = (epoch - 1) * numbers.steps + done // numbers.batch_size
+                    self.average.add(math.ceil(len(order) / numbers.batch_size), before)
                 done += len(order)
                 bar.update(len(order))
         # Turning sums into floats waits for the device: only after it is the clock's reading true.

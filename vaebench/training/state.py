@@ -1,7 +1,8 @@
 """All of a training between two epochs, and how it goes on from there."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ class TrainState:
     """A training after some of its epochs; with it :func:`vaebench.fit` goes on to the same bits.
 
     ``model`` is the module's ``state_dict``, ``engine`` what the optimiser remembers, ``random``
-    the generators' states, ``actual`` what runs. The tensors are the training's own, not copies:
+    the generators' states, ``actual`` what runs, ``average`` that of the weights, if one is taken.
+    The tensors are the training's own, not copies:
     save or clone them before ``on_state`` returns.
     """
 
@@ -27,6 +29,12 @@ class TrainState:
     engine: dict[str, Tensor]
     random: dict[str, Tensor]
     actual: dict[str, Any]
+    average: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """What the model is after this epoch: averaged, if that was asked for."""
+        return {**self.model, **{n: t for n, t in self.average.items() if n in self.model}}
 
     @classmethod
     def of(
@@ -35,6 +43,7 @@ class TrainState:
         engine: Engine,
         random: Mapping[str, torch.Generator],
         history: History,
+        average: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> "TrainState":
         """The state that a training is in."""
         return cls(
@@ -43,6 +52,7 @@ class TrainState:
             engine.state(),
             {name: generator.get_state() for name, generator in random.items()},
             {**history.actual, **_circumstances()},
+            dict(average),
         )
 
     def check(self, epochs: int, engine: str, device: torch.device) -> None:

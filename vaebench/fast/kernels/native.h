@@ -18,7 +18,8 @@ struct Net {
   Layer* layers;                            // encoders, mu, logvar, decoders, output
   long activation, likelihood, sparse;
   long bf16;  // bfloat16 factors in the output layer's products
-  double negative_slope, sigma, beta, adam_eps;
+  double negative_slope, sigma, beta, adam_eps, beta1, beta2, weight_decay;
+  long decoupled;  // the weights shrink by weight_decay; else their gradient grows by it
   float* step;  // Adam's count
   const float* lr;
 };
@@ -30,22 +31,30 @@ enum { BERNOULLI, GAUSSIAN };
 
 constexpr long BLOCK = ROWS, MOST_HIDDEN = 64;
 
-// Adam in the form and with the defaults of torch.optim.Adam; see vaebench/fast/adam.py.
+// Adam and AdamW in the form of torch.optim's; see vaebench/fast/optimizer.py.
 struct Adam {
-  static constexpr double BETA1 = 0.9, BETA2 = 0.999;
-  float m_old = BETA1, m_new = 1 - BETA1, v_old = BETA2, v_new = 1 - BETA2, rate, spread, eps;
+  float m_old, m_new, v_old, v_new, rate, spread, eps;
+  float grown, kept;  // of the weight: what is added to its gradient; what is left of it
 
   Adam(const Net& net, double step)
-      : rate(*net.lr / (1 - std::pow(BETA1, step))),
-        spread(1 / std::sqrt(1 - std::pow(BETA2, step))),
-        eps(net.adam_eps) {}
+      : m_old(net.beta1),
+        m_new(1 - net.beta1),
+        v_old(net.beta2),
+        v_new(1 - net.beta2),
+        rate(*net.lr / (1 - std::pow(net.beta1, step))),
+        spread(1 / std::sqrt(1 - std::pow(net.beta2, step))),
+        eps(net.adam_eps),
+        grown(net.decoupled ? 0 : net.weight_decay),
+        kept(net.decoupled ? 1 - *net.lr * net.weight_decay : 1) {}
 
   // Update up to LANES parameters by their gradients.
   void update(float* weight, float* weight_m, float* weight_v, vec g, long count) const {
     vec p, m, v;
     load<1>(&p, weight, count), load<1>(&m, weight_m, count), load<1>(&v, weight_v, count);
+    if (grown) g += grown * p;
     m = m_old * m + m_new * g;
     v = v_old * v + v_new * (g * g);
+    if (kept != 1) p *= kept;
     p -= rate * m / (sqrt(v) * spread + eps);
     store<1>(weight, &p, count), store<1>(weight_m, &m, count), store<1>(weight_v, &v, count);
   }

@@ -30,7 +30,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from vaebench.fast.step import Moments, Optimizer, Step
+from vaebench.fast.optimizer import OptimizerState
+from vaebench.fast.step import Step
 from vaebench.models.mlp import VAE
 from vaebench.models.protocol import is_altered
 from vaebench.objective import Objective
@@ -91,13 +92,15 @@ class Tiles(NamedTuple):
 ROUNDED_TILES = Tiles(learn=Tile(32, 32))
 
 
-def supports(model: nn.Module, images: Tensor, objective: Objective, optimizer: Optimizer) -> bool:
+def supports(
+    model: nn.Module, images: Tensor, objective: Objective, optimizer: OptimizerState
+) -> bool:
     """Whether the kernels can train this. All of the following must hold.
 
     - The model is an untouched :class:`~vaebench.VAE` with one hidden layer on each side, ReLU,
       and at most 128 latents: no hooks, no methods or layers put in place of its own.
     - The objective is ``"vae"`` with the Bernoulli likelihood and one z per image; any beta.
-    - The optimiser is Adam of exactly the model's ten parameters. They and the moments are
+    - The optimiser is plain Adam of exactly the model's ten parameters. They and the moments are
       float32, row by row in memory, on the images' device, and all of them are trained; as are
       the step count and the learning rate, single numbers.
     - Images are (N, ...) uint8 or float32, row by row, with as many pixels as the model has.
@@ -134,16 +137,13 @@ def _is_plain(model: VAE) -> bool:
     return right and whole and z <= MOST_LATENT
 
 
-def _is_adam_of(model: VAE, optimizer: Optimizer, device: torch.device) -> bool:
+def _is_adam_of(model: VAE, state: OptimizerState, device: torch.device) -> bool:
     """Whether the optimiser is Adam, of this model, laid out as the kernels go through it."""
-    if not all(hasattr(optimizer, n) for n in ("params", "m", "v", "step", "lr", "eps")):
-        return False
-    state = cast(Moments, optimizer)
-    if not state.even:
+    if not state.is_plain_adam or not state.even:
         return False
     if {id(p) for p in state.params} != {id(p) for p in model.parameters()}:
         return False
-    tensors = [*state.params, *state.m, *state.v, state.step, state.lr]
+    tensors = [*state.tensors(), state.lr]
     fits = all(
         t.dtype == torch.float32 and t.device == device and t.is_contiguous() for t in tensors
     )
@@ -178,14 +178,15 @@ def _sizes(model: VAE) -> Sizes:
     return Sizes(layers.encoder.in_features, layers.encoder.out_features, latent, padded)
 
 
-def _tensors(model: VAE, state: Moments) -> dict[str, Tensor]:
+def _tensors(model: VAE, state: OptimizerState) -> dict[str, Tensor]:
     """Weights and biases by the kernel's names, and the moments of each."""
     place = {id(p): i for i, p in enumerate(state.params)}
     found: dict[str, Tensor] = {}
+    m, v = state.moments["m"], state.moments["v"]
     for layer, linear in _layers_of(model)._asdict().items():
         for kind in ("weight", "bias"):
             i, name = place[id(getattr(linear, kind))], f"{layer}_{kind}"
-            found |= {name: state.params[i], f"{name}_m": state.m[i], f"{name}_v": state.v[i]}
+            found |= {name: state.params[i], f"{name}_m": m[i], f"{name}_v": v[i]}
     return found
 
 
@@ -257,12 +258,12 @@ class Plan(NamedTuple):
         cls,
         model: VAE,
         objective: Objective,
-        state: Moments,
+        state: OptimizerState,
         precision: str,
         tiles: Tiles | None = None,
     ) -> "Plan":
         """Plan the steps of what the kernels `supports`."""
-        numbers = {"beta": float(objective.beta), "epsilon": float(state.eps)}
+        numbers = {"beta": float(objective.beta), "epsilon": state.settings.adam_eps}
         tensors = {"step": state.step, "lr": state.lr, **_tensors(model, state)}
         tiles = tiles or (ROUNDED_TILES if precision == "tf32" else Tiles())
         return cls(_sizes(model), tiles, precision, {**numbers, **tensors})
@@ -317,7 +318,7 @@ class Plan(NamedTuple):
 
 
 def triton_step(
-    model: nn.Module, objective: Objective, optimizer: Optimizer, precision: str = "tf32x3"
+    model: nn.Module, objective: Objective, optimizer: OptimizerState, precision: str = "tf32x3"
 ) -> Step:
     """Build the step of kernels for what they `supports`; see that for the conditions.
 
@@ -334,7 +335,7 @@ def triton_step(
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}: it must be one of {PRECISIONS}")
-    plan = Plan.of(cast(VAE, model), objective, cast(Moments, optimizer), precision)
+    plan = Plan.of(cast(VAE, model), objective, optimizer, precision)
     workspaces: dict[int, Workspace] = {}  # by the images of a step
 
     def step(images: Tensor, index: Tensor, eps: Tensor, totals: Tensor) -> None:

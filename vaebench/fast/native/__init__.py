@@ -25,7 +25,8 @@ from vaebench.fast.draft import Draft, Offer
 from vaebench.fast.kernels.nonzero import dark
 from vaebench.fast.layout import COLUMNS, LaidOut
 from vaebench.fast.native.chain import Chain, Linear, read
-from vaebench.fast.step import Moments, Optimizer, Step, StepEngine, has_hooks
+from vaebench.fast.optimizer import OptimizerState
+from vaebench.fast.step import Step, StepEngine, has_hooks
 from vaebench.models.protocol import is_altered
 from vaebench.problem import Problem
 from vaebench.system.toolchain import CompileError, load_kernels
@@ -56,6 +57,8 @@ class _Net(Structure):
         ("layers", POINTER(_Layer)),
         *((name, c_long) for name in ("activation", "likelihood", "sparse", "bf16")),
         *((name, c_double) for name in ("negative_slope", "sigma", "beta", "adam_eps")),
+        *((name, c_double) for name in ("beta1", "beta2", "weight_decay")),
+        ("decoupled", c_long),
         ("step", c_void_p),
         ("lr", c_void_p),
     )
@@ -112,7 +115,7 @@ def _is_linear(model: nn.Module) -> bool:
     return all(type(m) is nn.Linear for m in model.modules() if list(m.parameters(recurse=False)))
 
 
-def _unknown(problem: Problem, chain: Chain | None, optimizer: Optimizer) -> str | None:
+def _unknown(problem: Problem, chain: Chain | None, optimizer: OptimizerState) -> str | None:
     """Name what the kernel does not know of a model of linear layers, if anything."""
     if problem.labels is not None:
         return "labels"
@@ -128,7 +131,7 @@ def _elsewhere(draft: Draft) -> str | None:
     return None if draft.problem.resident else "streamed images"
 
 
-def unsupported(problem: Problem, chain: Chain, optimizer: Optimizer) -> str | None:
+def unsupported(problem: Problem, chain: Chain, optimizer: OptimizerState) -> str | None:
     """Name what of a problem with a fully connected network the kernel does not know, if anything.
 
     It knows the ELBO of one z per image; Adam of all parameters, as float32; images of uint8 or
@@ -152,7 +155,9 @@ def unsupported(problem: Problem, chain: Chain, optimizer: Optimizer) -> str | N
         return "parameters that are frozen, or not plain float32"
     if not whole or len(set(used)) != len(used) or len(layers) - 3 > MOST_HIDDEN:
         return "layers that share parameters, or so many"
-    if has_hooks(list(params.values())) or not getattr(optimizer, "even", False):
+    if not optimizer.is_adam:
+        return "optimisers but Adam and AdamW, of gradients as they are"
+    if has_hooks(list(params.values())) or not optimizer.even:
         return "hooks on gradients, or parameters updated more often than others"
     return None
 
@@ -177,7 +182,7 @@ class NativeEngine(StepEngine):
         problem: Problem,
         chain: Chain,
         step: Step,
-        optimizer: Any,
+        optimizer: OptimizerState,
         *,
         sparse: bool,
         bf16: bool,
@@ -194,13 +199,13 @@ class NativeEngine(StepEngine):
 
     def _net(self) -> _Net:
         """Describe the model as it is now: tensors may have been given other memory."""
-        state: Moments = self.optimizer  # type: ignore[assignment]
+        state, settings = self.optimizer, self.optimizer.settings
         place = {id(p): i for i, p in enumerate(state.params)}
 
         def addresses(layer: Linear) -> list[int]:
             weight, bias = place[id(layer.weight)], place[id(layer.bias)]
             tensors = [state.params[weight], state.params[bias]]
-            tensors += [moment[i] for i in (weight, bias) for moment in (state.m, state.v)]
+            tensors += [kind[i] for i in (weight, bias) for kind in state.moments.values()]
             # Of a head that is some rows of a layer: where those are. No other begins behind 0.
             return [t.data_ptr() + layer.first * t[0].numel() * t.element_size() for t in tensors]
 
@@ -222,7 +227,10 @@ class NativeEngine(StepEngine):
             chain.activation.slope,
             objective.sigma,
             objective.beta if objective.weight is None else float(objective.weight),
-            state.eps,
+            settings.adam_eps,
+            *settings.adam_betas,
+            settings.weight_decay,
+            settings.name == "adamw",
             state.step.data_ptr(),
             state.lr.data_ptr(),
         )

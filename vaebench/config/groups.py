@@ -1,14 +1,6 @@
-"""TrainConfig: every knob of a training has its one home, its default and its help text here.
-
-It is made of groups, one for each thing that is settled: data, network, objective, optimizer, fast,
-run. Each leaf is one option of the command line and one keyword of :func:`vaebench.fit`, under a
-name of its own, so that a flat list of options makes a config (:meth:`TrainConfig.of`) and a config
-can be written down as one (:meth:`TrainConfig.options`). No torch in this room: the command line is
-checked before torch is loaded.
-"""
+"""The groups of options: one for each thing that is settled about a training."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +12,17 @@ from vaebench.errors import (
     check_counts,
     check_real,
     check_seed,
+    check_share,
     check_switch,
     check_text,
 )
 from vaebench.fast.register import AMP_MODES, TECHNIQUES, Technique
-from vaebench.workloads import WORKLOADS as WORKLOADS
 
 LIKELIHOODS = ("bernoulli", "gaussian")
 ACTIVATIONS = ("relu", "tanh", "leaky_relu")
 NETWORKS = ("mlp", "conv")
-OPTIMIZERS = ("adam", "adagrad")
+OPTIMIZERS = ("adam", "adamw", "adamax", "adagrad", "rmsprop", "sgd")
+WITH_MOMENTUM = ("sgd", "rmsprop")
 TO_THE_END = ("linear", "cosine", "one-cycle")  # what they give depends on the number of epochs
 SCHEDULES = ("constant", *TO_THE_END, "iwae", "pythae")
 BETA_SCHEDULES = ("constant", "warmup", "cyclical")
@@ -38,6 +31,7 @@ BINARIZE = ("none", "threshold", "static", "dynamic")
 ENGINES = ("fast", "reference")
 
 # What would take years or every thread there is, and is a slip of the finger.
+_MAY_BE_ZERO = ("beta", "warmup", "weight_decay")
 _MOST = {"epochs": 10**9, "latent_dim": WIDEST, "threads": 1024}
 
 
@@ -52,31 +46,40 @@ def check_amp(amp: str | None) -> None:
         _check_choice("amp", amp, AMP_MODES)
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
 def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
-    check_choice(_flag(name), value, accepted)
+    check_choice(flag_of(name), value, accepted)
 
 
 def _counted(config: Any, *names: str) -> None:
     """Check fields that count something, and keep them as plain ints, whatever int was given."""
     for name in names:
-        value = check_count(_flag(name), getattr(config, name), most=_MOST.get(name))
+        value = check_count(flag_of(name), getattr(config, name), most=_MOST.get(name))
         object.__setattr__(config, name, value)
 
 
 def _check_text_or_none(name: str, value: str | None) -> None:
     if value is not None:
-        check_text(_flag(name), value)
+        check_text(flag_of(name), value)
 
 
 def _measured(config: Any, *names: str) -> None:
     """Check fields that are real numbers, and keep them as plain floats; some may be zero."""
     for name in names:
-        value = check_real(_flag(name), getattr(config, name), zero=name in ("beta", "warmup"))
+        value = check_real(flag_of(name), getattr(config, name), zero=name in _MAY_BE_ZERO)
         object.__setattr__(config, name, value)
+
+
+def _pair(name: str, value: Any) -> tuple[float, float]:
+    """Give two shares, of whatever sequence they were given in."""
+    try:
+        first, second = value
+    except (TypeError, ValueError):
+        raise InputError(f"{name} is {value!r}: it must be two numbers") from None
+    return check_share(name, first), check_share(name, second)
 
 
 def option(default: Any, help: str, *, flag: str | None = None, **argparse_kwargs: Any) -> Any:
@@ -198,7 +201,33 @@ class OptimizerConfig:
     batch_size: int = option(128, "images per optimiser step", metavar="N")
     name: str = option("adam", "update rule", flag="optimizer", choices=OPTIMIZERS)
     lr: float = option(1e-3, "learning rate", metavar="F")
-    adam_eps: float = option(1e-8, "epsilon in Adam's denominator", metavar="F")
+    adam_eps: float = option(
+        1e-8, "epsilon in the denominator of adam, adamw and adamax", metavar="F"
+    )
+    adam_betas: tuple[float, float] = option(
+        (0.9, 0.999),
+        "decay of the averages that adam, adamw and adamax keep of gradients and of their squares",
+        metavar="F",
+        nargs=2,
+    )
+    momentum: float = option(0.0, "momentum of sgd or rmsprop", metavar="F")
+    weight_decay: float = option(
+        0.0,
+        "weight decay: added to the gradient, times the weights; with adamw, to the step",
+        metavar="F",
+    )
+    clip_norm: float | None = option(
+        None, "shorten the gradient of all parameters together to this norm", metavar="F"
+    )
+    clip_value: float | None = option(
+        None, "cut each number of the gradient off at this size", metavar="F"
+    )
+    ema_decay: float = option(
+        0.0,
+        "evaluate and save an average of the weights, taken twenty times an epoch, in which a "
+        "step's share shrinks by this factor with every later one, such as 0.999 (0: none)",
+        metavar="F",
+    )
     schedule: str = option(
         "constant",
         "how the learning rate changes: down to 0 at the end by linear, cosine or one-cycle, or as "
@@ -212,8 +241,24 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         _counted(self, "epochs", "batch_size")
         _check_choice("optimizer", self.name, OPTIMIZERS)
-        _measured(self, "lr", "adam_eps", "warmup")
+        _measured(self, "lr", "adam_eps", "warmup", "weight_decay")
         _check_choice("schedule", self.schedule, SCHEDULES)
+        for name in ("clip_norm", "clip_value"):
+            if getattr(self, name) is not None:
+                _measured(self, name)
+        object.__setattr__(self, "adam_betas", _pair("--adam-betas", self.adam_betas))
+        for name in ("momentum", "ema_decay"):
+            object.__setattr__(self, name, check_share(flag_of(name), getattr(self, name)))
+        if self.momentum and self.name not in WITH_MOMENTUM:
+            raise InputError(
+                f"--momentum {self.momentum} belongs to {' and '.join(WITH_MOMENTUM)}: drop it, or "
+                f"choose one of these instead of {self.name}"
+            )
+
+    @property
+    def clips(self) -> bool:
+        """Whether gradients are made smaller before they are used."""
+        return self.clip_norm is not None or self.clip_value is not None
 
 
 if TYPE_CHECKING:
@@ -233,7 +278,7 @@ else:
             if technique.option:
                 check_amp(value)
             else:
-                check_switch(_flag(technique.name), value)
+                check_switch(flag_of(technique.name), value)
 
     FastConfig = dataclasses.make_dataclass(
         "FastConfig",
@@ -244,9 +289,6 @@ else:
             "__doc__": "One field for each technique of :mod:`vaebench.fast.register`.",
         },
     )
-
-
-_NOTHING_SAID = FastConfig()
 
 
 def without(fast: FastConfig, *names: str) -> FastConfig:
@@ -299,102 +341,3 @@ class RunConfig:
             _check_text_or_none(name, getattr(self, name))
         check_switch("--plot", self.plot)
         check_switch("--quiet", self.quiet)
-
-
-@dataclass(frozen=True, init=False)
-class TrainConfig:
-    """One training, complete; see the groups for what there is to settle.
-
-    Made of groups, of options by their flat names, or of both:
-    ``TrainConfig(epochs=3, run=RunConfig(seed=1))``.
-
-    Raises:
-        InputError: a value that cannot be.
-        TypeError: no such option; names it.
-    """
-
-    workload: str = option("mlp", "named recipe that sets the defaults of the options below")
-    data: DataConfig = DataConfig()
-    network: NetworkConfig = NetworkConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    fast: FastConfig = _NOTHING_SAID
-    run: RunConfig = RunConfig()
-
-    def __init__(self, **given: Any) -> None:
-        groups: dict[str, Any] = {each.name: each.default for each in dataclasses.fields(self)}
-        for name, default in groups.items():
-            if name in given and type(given[name]) is type(default) and name != "workload":
-                groups[name] = given.pop(name)
-        changes: dict[str, dict[str, Any]] = {}
-        for name, value in given.items():
-            if name not in OPTIONS:
-                raise TypeError(f"there is no option {name!r}")
-            group, leaf = OPTIONS[name]
-            changes.setdefault(group, {})[leaf] = value
-        groups |= changes.pop("", {})
-        groups |= {g: dataclasses.replace(groups[g], **c) for g, c in changes.items()}
-        for name, value in groups.items():
-            object.__setattr__(self, name, value)
-        self._check()
-
-    def _check(self) -> None:
-        _check_choice("workload", self.workload, tuple(WORKLOADS))
-        if self.objective.likelihood == "bernoulli" and self.objective.sigma != 1:
-            raise InputError(
-                f"--sigma {self.objective.sigma} belongs to the Gaussian likelihood: "
-                "add --likelihood gaussian, or drop --sigma"
-            )
-        if self.run.engine == "reference":
-            asked = [t.name for t in TECHNIQUES if not t.default and asks_for(self.fast, t.name)]
-            if asked:
-                raise InputError(
-                    f"--engine reference is plain eager float32: drop "
-                    f"{' and '.join(map(_flag, asked))}, or use --engine fast"
-                )
-
-    @classmethod
-    def of(cls, **options: Any) -> "TrainConfig":
-        """Make a config of options by their flat names, as on the command line.
-
-        Raises:
-            InputError: a value that cannot be.
-            TypeError: no such option; names it.
-        """
-        return cls(**options)
-
-    def replace(self, **options: Any) -> "TrainConfig":
-        """Give this config with other values for some options; raises as :meth:`of`."""
-        return type(self)(**{**self.options(), **options})
-
-    def options(self) -> dict[str, Any]:
-        """All options by their flat names."""
-        return {
-            name: getattr(getattr(self, group) if group else self, leaf)
-            for name, (group, leaf) in OPTIONS.items()
-        }
-
-
-def _leaves() -> Iterable[tuple[str, str, "dataclasses.Field[Any]"]]:
-    """(option, group, field) of every leaf, in the order of the command line's help."""
-    for each in dataclasses.fields(TrainConfig):
-        if not dataclasses.is_dataclass(each.default):
-            yield each.name, "", each
-            continue
-        for leaf in dataclasses.fields(each.default):
-            yield leaf.metadata["option"] or leaf.name, each.name, leaf
-
-
-FIELDS: Mapping[str, "dataclasses.Field[Any]"] = {name: leaf for name, _, leaf in _leaves()}
-# Where each option lives: (group, field); the group of TrainConfig's own is "".
-OPTIONS: Mapping[str, tuple[str, str]] = {n: (group, leaf.name) for n, group, leaf in _leaves()}
-
-
-def recipe(workload: str, **given: Any) -> TrainConfig:
-    """Make the config of a named workload, with ``given`` fields in place of the recipe's.
-
-    Raises:
-        InputError: no such workload, or a value that cannot be.
-    """
-    _check_choice("workload", workload, tuple(WORKLOADS))
-    return TrainConfig.of(**{"workload": workload, **WORKLOADS[workload].settings, **given})
