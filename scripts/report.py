@@ -1,4 +1,4 @@
-"""Stored results -> the tables of benchmarks/README.md, and plots: ``python scripts/report.py``.
+"""Stored results -> the tables of benchmarks/*.md, and plots: ``python scripts/report.py``.
 
     python scripts/report.py                      write the tables, draw the plots
     python scripts/report.py --check              exit with 1 if tables and results differ
@@ -368,12 +368,71 @@ def _compared(row: Result) -> list[str]:
     ]
 
 
+def records(results: Results) -> str:
+    """The records, oldest first."""
+    found = sorted(
+        (each for each in results.values() if each.get("kind") == "record"),
+        key=lambda each: (each["date"], -each["warm"]["median"]),
+    )
+    if not found:
+        return NOT_YET
+    heads = ["date", "seconds, warm (IQR; n)", "cold", "of it training", "epochs"]
+    heads += ["test ELBO (95 % interval)", "p", "what", "who", "machine"]
+    return table(heads, [_record(each) for each in found])
+
+
+def _record(result: Result) -> list[str]:
+    warm, cold, elbo = result["warm"], result["cold"], result["elbo"]
+    seconds = f"{warm['median']:.2f} ({warm['q1']:.2f} to {warm['q3']:.2f}; {warm['n']})"
+    return [
+        result["date"],
+        quoted(seconds, warm["noise"]),
+        f"{cold['median']:.1f}" if cold else "–",
+        f"{result['parts']['train']:.2f}",
+        str(result["epochs"]),
+        f"{elbo['mean']:.3f} ({elbo['low']:.3f} to {elbo['high']:.3f})",
+        f"{elbo['p']:.1g}",
+        result["what"],
+        result["who"],
+        machine(result),
+    ]
+
+
+def releases(results: Results) -> str:
+    """Each release's rates as multiples of the reference's."""
+    found = sorted(
+        (each for each in results.values() if each.get("kind") == "release"),
+        key=lambda each: each["date"],
+    )
+    if not found:
+        return NOT_YET
+    rows = [
+        [
+            f"{each['version']}, {each['date']}",
+            row["workload"],
+            f"`{row['rung']}`",
+            *([f"refused: {row['refused']}", "–"] if row["refused"] else _rates(row)),
+        ]
+        for each in found
+        for row in each["rows"]
+    ]
+    words = f"Medians of {found[-1]['turns']} turns, of the last release:"
+    heads = ["release", "workload", "engine", "images/s (IQR; n)", "× reference (interval)"]
+    return table(heads, rows) + source(found[-1], words)
+
+
+def _rates(row: Result) -> list[str]:
+    return [rate(row["images_per_second"]), times(row["ratio"])]
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
     "ladder": ladder,
     "peers": peers,
     "equality": equality,
     "startup": startup,
     "compare": compare,
+    "records": records,
+    "releases": releases,
     "cuda": cuda,
 }
 MARKED = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- /table:\2 -->)", re.S)
@@ -392,7 +451,8 @@ def main(argv: list[str]) -> int:
     """Run the command line; give its exit status."""
     parser = argparse.ArgumentParser(prog="scripts/report.py", description=__doc__)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results")
-    parser.add_argument("--readme", type=Path, default=ROOT / "benchmarks/README.md")
+    texts = [ROOT / "benchmarks/README.md", ROOT / "benchmarks/RECORDS.md"]
+    parser.add_argument("--readme", type=Path, nargs="+", default=texts)
     parser.add_argument("--check", action="store_true", help="compare only")
     commands = parser.add_subparsers(dest="command")
     reducing = commands.add_parser("reduce", help="shrink pytest-benchmark's JSON")
@@ -404,13 +464,15 @@ def main(argv: list[str]) -> int:
         words.out.write_text(json.dumps(small, indent=1) + "\n", encoding="utf-8")
         return 0
     results = read(words.results)
-    text = words.readme.read_text(encoding="utf-8")
+    for path in words.readme:
+        text = path.read_text(encoding="utf-8")
+        if not words.check:
+            path.write_text(filled(text, results), encoding="utf-8")
+        elif filled(text, results) != text:
+            print(f"{path.name} differs: run python scripts/report.py", file=sys.stderr)
+            return 1
     if words.check:
-        if filled(text, results) == text:
-            return 0
-        print(f"{words.readme.name} differs: run python scripts/report.py", file=sys.stderr)
-        return 1
-    words.readme.write_text(filled(text, results), encoding="utf-8")
+        return 0
     from report_plots import draw_all
 
     for path in draw_all(results, words.results):

@@ -30,6 +30,14 @@ def draw_all(results: Results, folder: Path) -> list[Path]:
         "peers": ("suite", peers),
         "equality": ("equality", equality),
     }
+    best = [n for n in results if results[n].get("kind") == "record" and "curves" in results[n]]
+    if best:
+        plots["record"] = (max(best), record)
+    shipped = [r for r in results.values() if r.get("kind") == "release"]
+    if shipped:
+        shipped.sort(key=lambda r: str(r["date"]))
+        results = {**results, "releases": {**shipped[-1], "all": shipped}}
+        plots["releases"] = ("releases", releases)
     drawn = []
     for name, (source, draw) in plots.items():
         if source not in results:
@@ -194,6 +202,60 @@ def peers(result: Result) -> Figure | None:
     box.set_yticks(range(len(rows)), names)
     box.set_xlim(0, 1.12 * max(row["ratio"]["high"] for row in rows))
     box.set_xlabel("time for the same images, as a multiple of vaebench's")
+    return figure
+
+
+def releases(result: Result) -> Figure | None:
+    """Each engine's rate as a multiple of the reference's, release by release."""
+    figure, axes = page(
+        "Over releases",
+        f"Times the plain reference's rate, in turns; bars: rank intervals of {result['turns']} "
+        "turns. The machine is that of the last release.",
+        result,
+    )
+    names = [each["version"] for each in result["all"]]
+    rows = [(i, row) for i, each in enumerate(result["all"]) for row in each["rows"]]
+    kinds = dict.fromkeys((row["workload"], row["rung"]) for _, row in rows)
+    kinds = {kind: None for kind in kinds if kind[1] != "reference"}
+    for place, kind in enumerate(kinds):
+        ran = [(i, r) for i, r in rows if not r["refused"]]
+        mine = [(i, r["ratio"]) for i, r in ran if (r["workload"], r["rung"]) == kind]
+        at = [i + 0.03 * (place - len(kinds) / 2) for i, _ in mine]
+        middle = [ratio["median"] for _, ratio in mine]
+        spread = [
+            [ratio["median"] - ratio["low"] for _, ratio in mine],
+            [ratio["high"] - ratio["median"] for _, ratio in mine],
+        ]
+        marker = MARKERS[place % len(MARKERS)]
+        axes.errorbar(at, middle, spread, marker=marker, capsize=2, label=", ".join(kind))
+    axes.axhline(1, color="black", linewidth=1, linestyle=":")
+    axes.set_xticks(range(len(names)), names)
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("times the plain reference's images/s")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def record(result: Result) -> Figure | None:
+    """Test ELBO against seconds since the start, a line for each command."""
+    caption = (
+        "Test ELBO (nats per image, one z each) after each epoch of a whole command, start-up on "
+        "the clock; one run each."
+    )
+    figure, axes = page("How soon the test ELBO is there", caption, result)
+    for i, (name, points) in enumerate(result["curves"].items()):
+        seconds, elbos = zip(*points, strict=True)
+        axes.plot(seconds, elbos, marker=MARKERS[i], label=name)
+    bar = result["elbo"]["bar"]
+    axes.axhline(bar, color="black", linewidth=1, linestyle=":")
+    axes.annotate(
+        f"{bar}", (1, bar), xycoords=axes.get_yaxis_transform(), xytext=(4, 0),
+        textcoords="offset points", va="center",
+    )  # fmt: skip
+    axes.set(xscale="log", xlabel="seconds since the start", ylabel="test ELBO, nats per image")
+    axes.set_ylim(bottom=max(-125.0, axes.get_ylim()[0]))
+    axes.legend(loc="lower right")
     return figure
 
 
