@@ -19,7 +19,7 @@ from typing import Any
 
 from scipy import stats
 
-from benchmarks.harness import ROOT, described, load_data, say, store
+from benchmarks.harness import ROOT, described, has_jax, load_data, say, store
 from benchmarks.statistics import summary
 from vaebench import InputError, evaluate, load
 from vaebench.config import WORKLOADS, recipe
@@ -35,6 +35,7 @@ CURVES: dict[str, tuple[str, ...]] = {
     "default recipe": ("-m", "vaebench.train", "--compile", "--amp"),
     "pytorch/examples": ("-m", "benchmarks.peers.pytorch_examples"),
 }
+JAX = ("-m", "benchmarks.peers.jax_command", "--workload", "record")
 Run = dict[str, Any]
 
 
@@ -162,10 +163,10 @@ def _told(line: Sequence[str]) -> Iterator[tuple[float, float]]:
 
 
 def curves(words: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
-    """That of the record, of the default recipe and of a peer."""
-    found = {}
+    """That of the record, of the default recipe and of peers."""
+    found, lines = {}, {**CURVES, **({"JAX, the record's recipe": JAX} if has_jax() else {})}
     with tempfile.TemporaryDirectory(prefix="vaebench-record-") as folder:
-        for i, (name, line) in enumerate(CURVES.items()):
+        for i, (name, line) in enumerate(lines.items()):
             out = ["--out", f"{folder}/{i}"] if "vaebench.train" in line else []
             found[name] = curve([*line, "--data", words.data, *out])
             say(f"{name}: {found[name][-1][1]:.2f} nats after {found[name][-1][0]:.1f} s")
