@@ -26,10 +26,11 @@ from vaebench.training.schedules import lr_factor
 
 def keep_compiled() -> None:
     """Keep all that is compiled, however quick that was."""
+    settings: Any = jax.config
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    settings.update("jax_compilation_cache_dir", str(Path(cache) / "jax"))
+    settings.update("jax_persistent_cache_min_compile_time_secs", 0)
+    settings.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def make_epoch(config: TrainConfig, images: Any) -> tuple[Any, Any]:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import os
+import platform
 import signal
 import sys
 import threading
@@ -263,11 +264,25 @@ def test_amp_auto_follows_the_measurement(
     gain: float, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "bf16_gain", lambda device: gain)
+    monkeypatch.setattr(precision, "emulates_bf16", lambda device: False)
     chosen = precision.choose("auto", CPU)
     assert chosen.name == name
     assert f"{gain:.2g}x" in chosen.reason
     assert precision.choose("bf16", CPU).name == "bf16"
     assert precision.choose(None, CPU).name == "float32"
+
+
+def test_amp_auto_needs_the_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However fast a busy machine makes the products look."""
+    monkeypatch.setattr(precision, "bf16_gain", lambda device: 5.0)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    chosen = precision.choose("auto", CPU)
+    assert (chosen.name, "no bfloat16 instructions" in chosen.reason) == ("float32", True)
+    assert precision.choose("bf16", CPU).name == "bf16"
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert precision.choose("auto", CPU).name == "bf16"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 
 from vaebench.errors import InputError
 from vaebench.system import device, info, start, threads, timing
+from vaebench.training import loop
 
 CPU = torch.device("cpu")
 
@@ -131,3 +132,32 @@ def test_peak_and_fingerprint() -> None:
     assert found["torch"] == torch.__version__
     assert found["threads"] == torch.get_num_threads()
     assert found["cpu"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux tells it")
+def test_waiting_for_a_core_is_seen() -> None:
+    """Two programs on one core: each waits about half of the time."""
+    before = os.sched_getaffinity(0)
+    core = {min(before)}
+    code = "while True: pass"
+    try:
+        os.sched_setaffinity(0, core)
+        with subprocess.Popen([sys.executable, "-c", code]) as other:
+            time.sleep(0.3)
+            waited, end = threads.waited_seconds(), time.perf_counter() + 1
+            while time.perf_counter() < end:
+                pass
+            waited = threads.waited_seconds() - waited
+            other.kill()
+    finally:
+        os.sched_setaffinity(0, before)
+    assert waited > 0.1
+
+
+def test_a_busy_machine_is_said() -> None:
+    many = torch.get_num_threads()
+    assert loop._disturbed(0.01, 60.0) == []
+    assert loop._disturbed(many * 2.0, 4.0) == []  # too short to tell
+    (note,) = loop._disturbed(many * 30.0, 60.0)
+    assert "threads waited for one for 50% of the training" in note
+    assert loop._disturbed(0.0, 0.0) == []

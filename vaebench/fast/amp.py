@@ -8,9 +8,11 @@ time, and autocast adds kernels that convert. There whole steps are compared.
 """
 
 import dataclasses
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -90,11 +92,24 @@ def choose(requested: str | None, device: torch.device) -> Precision:
         return Precision(None, "autocast was not asked for")
     if requested == "bf16":
         return Precision(torch.bfloat16, "bf16 was asked for by name")
+    if emulates_bf16(device):
+        return Precision(None, "this cpu has no bfloat16 instructions: training in float32")
     gain = bf16_gain(device)
     measured = f"a bf16 matrix product runs at {gain:.2g}x float32's speed on this {device.type}"
     if gain >= WORTHWHILE:
         return Precision(torch.bfloat16, measured)
     return Precision(None, f"{measured}: training in float32 (--amp bf16 forces bf16)")
+
+
+def emulates_bf16(device: torch.device) -> bool:
+    """Whether a processor is known to have no bfloat16 products.
+
+    It gains nothing, and need not be measured: beside other programs a measurement may say so.
+    """
+    if device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    cpu: Any = torch.cpu
+    return not (cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
 
 
 def by_steps(seconds: Callable[[torch.dtype | None], float]) -> Precision:

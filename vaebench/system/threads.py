@@ -1,5 +1,6 @@
 """CPUs that this process may use."""
 
+import contextlib
 import math
 import os
 from pathlib import Path
@@ -13,6 +14,15 @@ def available_cpus() -> int:
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, math.ceil(min(allowed or 1, _cgroup_quota())))
+
+
+def waited_seconds() -> float:
+    """Seconds that threads of this process were ready to run while others ran; 0 if not told."""
+    waited = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # one that has just ended
+            waited += int(path.read_text().split()[1])
+    return waited / 1e9
 
 
 def _cgroup_quota() -> float:

@@ -20,6 +20,7 @@ from vaebench.models.snapshot import modes_kept
 from vaebench.problem import Problem
 from vaebench.system.distributed import Group
 from vaebench.system.random import MODEL, TRAINING, random_stream
+from vaebench.system.threads import waited_seconds
 from vaebench.system.worker import Worker
 from vaebench.training.average import Average
 from vaebench.training.divergence import Snapshot, is_finite
@@ -31,6 +32,9 @@ from vaebench.training.state import TrainState
 # How often the progress bar moves in an epoch; an engine is called once per move. One that likes
 # to be handed more steps at once is called less often.
 MOVES_PER_EPOCH = 20
+# Seconds of a training, and the share of its threads' time that went to waiting for a core, from
+# which on the user is told.
+TOLD_AFTER, DISTURBED = 5.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class Loop:
             self.worker.run(lambda: resume.restore(self.model, engine, generators, history))
             if self.average:
                 self.average.load(resume.average)
+        waited, trained = waited_seconds(), history.seconds["train"]
         with _bar(self.numbers.images, plan, len(history.epochs)) as bar:
             while len(history.epochs) < plan.epochs:
                 record = self.worker.run(lambda: self._epoch(bar, stopped))
@@ -104,6 +109,7 @@ class Loop:
                     plan.on_epoch(record)
         if self.average:
             self.average.show()
+        history.notes += _disturbed(waited_seconds() - waited, history.seconds["train"] - trained)
 
     def _epoch(self, bar: "tqdm[NoReturn]", stopped: Callable[[], bool]) -> EpochRecord | None:
         """Train one epoch and test; None if the training is to end before it."""
@@ -273,6 +279,17 @@ def _default_generator(device: torch.device) -> torch.Generator:
     if device.type == "cuda":
         return torch.cuda.default_generators[device.index or 0]
     return torch.default_generator
+
+
+def _disturbed(waited: float, trained: float) -> list[str]:
+    """Say so if others kept the cores busy: threads that wait for one another then stand still."""
+    share = waited / trained / torch.get_num_threads() if trained else 0.0
+    if trained < TOLD_AFTER or share < DISTURBED:
+        return []
+    return [
+        f"other programs kept the cores busy: threads waited for one for {share:.0%} of the "
+        "training; without them it is much faster"
+    ]
 
 
 def _what_diverged(recon: float, kl: float, epoch: int, step: int | None, steps: int) -> str:
