@@ -28,7 +28,14 @@ CASES = [
 ]
 
 
-def _reference(model: VAE, x: Tensor, objective: Objective, batch: int, **words: Any) -> Any:
+def _reference(
+    model: VAE,
+    x: Tensor,
+    objective: Objective,
+    batch: int,
+    adam_eps: float | None = None,
+    **words: Any,
+) -> Any:
     return ReferenceEngine(
         model,
         x,
@@ -39,6 +46,7 @@ def _reference(model: VAE, x: Tensor, objective: Objective, batch: int, **words:
         beta=objective.beta,
         bound=objective.bound,
         device=CPU,
+        words={} if adam_eps is None else {"eps": adam_eps},
         **words,
     )
 

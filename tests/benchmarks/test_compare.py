@@ -151,6 +151,7 @@ def few(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("few")
+@pytest.mark.slow
 def test_a_comparison(load: Load) -> None:
     result = _comparison(load, rounds=1).run()
     (row,) = result["benchmarks"]

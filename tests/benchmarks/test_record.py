@@ -22,7 +22,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def _run(words: Any, seed: int, folder: Path, *, cold: bool = False) -> dict[str, Any]:
     return {
-        "seed": seed, "seconds": 9.0 if cold else 5 + 0.01 * seed, "test_elbo": -105 - 0.1 * seed,
+        "seed": seed, "seconds": 9.0 if cold else 5 + 0.01 * seed, "test_elbo": -105 - 0.05 * seed,
         "parts": {"train": 3.0, "eval": 0.1, "total": 5.0}, "epochs": 5, "steady": 6e4,
         "actual": {"amp": "bf16"},
     }  # fmt: skip
@@ -39,11 +39,11 @@ def test_the_mean_must_surely_be_there(record: ModuleType) -> None:
 
 
 def test_what_is_stored(record: ModuleType, tmp_path: Path) -> None:
-    words = record.parse(["--runs", "3", "--cold", "2", "--data", "strokes", "--workload", "mlp"])
+    words = record.parse(["--runs", "4", "--cold", "2", "--data", "strokes", "--workload", "mlp"])
     result = record.measure(words, _run)
-    assert result["warm"]["median"] == 5.01
+    assert result["warm"]["median"] == pytest.approx(5.015)
     assert result["cold"]["median"] == 9.0
-    assert [run["seed"] for run in result["runs"]] == [0, 1, 2]
+    assert [run["seed"] for run in result["runs"]] == [0, 1, 2, 3]
     assert "20 runs make a record" in record.in_words(result)
     assert "-105.5 reached" in record.in_words(result)
     json.dumps(result, allow_nan=False)
@@ -80,6 +80,7 @@ def test_a_run(record: ModuleType, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_release_is_a_small_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,7 @@ def npz(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_it_says_that_all_is_equal(npz: Path, tmp_path: Path) -> None:
     out = tmp_path / "proof.json"
     command = [

@@ -87,8 +87,12 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Objective]] = {
 def _with_models(cases: list[str]) -> list[Any]:
     """Each case with each model: (name, case). Compiling takes seconds: the mlp stands for all."""
     slow = pytest.mark.slow
+
+    def quick(name: str, case: str) -> bool:
+        return name == "mlp" and not {"compile", "amp"} <= set(case.split("+"))
+
     return [
-        pytest.param(name, case, marks=[slow] * (name != "mlp" and "compile" in case))
+        pytest.param(name, case, marks=[slow] * ("compile" in case and not quick(name, case)))
         for name in MODELS
         for case in cases
     ]

@@ -11,6 +11,8 @@ import vaebench
 from tests.engines import adam_of
 from vaebench.config import OptimizerConfig
 from vaebench.fast.optimizer import OptimizerState, clipped
+from vaebench.proof.subject import Subject
+from vaebench.proof.verify import Proof
 from vaebench.reference import OPTIMIZERS
 from vaebench.training.follow import torch_words
 
@@ -114,12 +116,11 @@ def test_what_is_remembered_goes_with_its_parameter(words: dict[str, Any]) -> No
 def test_the_native_steps_have_it_too(options: dict[str, Any], strokes: Tensor) -> None:
     torch.manual_seed(0)
     model = vaebench.VAE(hidden_dims=(20,), latent_dim=3)
-    report = vaebench.verify(
-        model, strokes, batch_size=32, device="cpu", compile=True, fused_likelihood=False,
-        products=False, **options,
-    )  # fmt: skip
-    assert report.passed, report.table()
-    assert any("native" in check.case for check in report.checks)
+    config = vaebench.TrainConfig(batch_size=32, device="cpu", **options)
+    proof = Proof(Subject(model, strokes, None, config))
+    assert proof.compare(["compile", "native"]) == "compile+native"
+    assert [str(check) for check in proof.checks if not check.passed] == []
+    assert {check.level for check in proof.checks} == {"L1", "L3"}
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,14 @@ ENGINES: dict[str, tuple[FastConfig, bool]] = {
 
 @pytest.mark.parametrize(
     ("kind", "engine"),
-    [*(("mlp", engine) for engine in ENGINES), ("conv", "eager"), ("conv", "streamed")],
+    [
+        ("mlp", "eager"),
+        ("mlp", "streamed"),
+        ("conv", "eager"),
+        ("conv", "streamed"),
+        pytest.param("mlp", "compiled", marks=pytest.mark.slow),
+        pytest.param("mlp", "compiled, streamed", marks=pytest.mark.slow),
+    ],
 )
 def test_every_engine_is_the_reference(
     kind: str, engine: str, monkeypatch: pytest.MonkeyPatch

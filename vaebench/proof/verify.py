@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vaebench.config import FastConfig, TrainConfig, asks_for
 from vaebench.errors import InputError, one_line
+from vaebench.fast.optimizer import clipped
 from vaebench.fast.register import TECHNIQUES, Technique
 from vaebench.fast.step import has_hooks
 from vaebench.objective import loss_terms
@@ -201,7 +202,9 @@ class Proof:
         x, *y = (t[order.cpu()].to(problem.device) for t in run.engine.dataset.tensors)
         problem.model.train()
         loss, recon, kl = loss_terms(problem.vae, problem.objective, x, noise.double(), *y)
+        settings = problem.optimizer
         grads = torch.autograd.grad(loss, problem.params)
+        grads = clipped(grads, settings.clip_norm, settings.clip_value)  # as the reference's are
         got = rules.Outcome(float((recon - kl).detach().sum()), grads, [], {})
         self._note("objective", "L0", rules.exactly(self.subject.names, got, want))
 
