@@ -565,3 +565,25 @@ def test_triton_gives_way_to_bf16_by_name_alone(
     assert any("whole steps" in note for note in built.notes)
     built = _with_triton(strokes, monkeypatch, _same, amp="bf16")
     assert (built.actual["triton"], built.actual["amp"]) == (False, "bf16")
+
+
+@pytest.mark.parametrize(("waited", "races"), [(0.0, 1), (100.0, 2)])
+def test_a_race_that_others_disturb_goes_on(
+    waited: float, races: int, strokes: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The least time of all turns counts."""
+    one, other = (_engine(strokes, compile=False) for _ in range(2))
+    times = iter([{one: 3.0, other: 1.0}, {one: 0.5, other: 2.0}])
+    asked: list[dict[str, Any]] = []
+
+    def timed(runs: Any, device: Any, around: Any, **words: Any) -> dict[Any, float]:
+        asked.append(words)
+        return next(times)
+
+    told = iter([0.0, waited])
+    monkeypatch.setattr(admit, "timed_in_turns", timed)
+    monkeypatch.setattr(admit, "waited_seconds", lambda: next(told))
+    verdict = admit.race(one, other)
+    assert len(asked) == races
+    assert verdict.candidate == (0.5 if races == 2 else 3.0)
+    assert verdict.other == 1.0
