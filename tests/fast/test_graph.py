@@ -152,7 +152,7 @@ def test_replays_are_steps_bit_for_bit(
 
 
 @pytest.mark.usefixtures("all_lengths")
-@pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad", "rmsprop", "sgd"])
 def test_settings_of_the_step_stay_its_own(where: Where, strokes: Tensor, optimizer: str) -> None:
     words: dict[str, Any] = {"optimizer": optimizer, "samples": 3, "amp": "bf16", "batch": 50}
     plain, other = (_plain(strokes, where[0], **words) for _ in range(2))

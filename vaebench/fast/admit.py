@@ -234,9 +234,11 @@ class _Trial:
 
         Those of a bias before batch norm are rounding. Whether they may differ so is judged
         where what is remembered is compared; here, that Adam steps as far by small ones as by
-        large ones.
+        large ones. SGD without momentum remembers nothing, and steps by the gradients' own size.
         """
         mine, right = self.got.kinds[1], self.want.kinds[1]
+        if len(right) != len(self.want.kinds[0]):
+            return [0.0] * len(self.want.kinds[0])
         return [
             min(1.0, _norm(a - b) / size) if (size := _norm(b)) else 1.0
             for a, b in zip(mine, right, strict=True)
