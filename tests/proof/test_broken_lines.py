@@ -62,7 +62,7 @@ NATIVE, NORM = ("compile", "native"), ("products", "batch_norm")
 BROKEN = [
     Broken(NATIVE, "native.h", "m = m_old * m + m_new * g;", "m = m_old * m + m_old * g;"),
     Broken(NATIVE, "native.h", "v_new * (g * g)", "v_new * abs(g)"),
-    Broken(NATIVE, "native.h", "rate(*net.lr / (1 - std::pow(BETA1, step)))", "rate(*net.lr)"),
+    Broken(NATIVE, "native.h", "rate(*net.lr / (1 - std::pow(net.beta1, step)))", "rate(*net.lr)"),
     Broken(NATIVE, "native.h", "return h > 0 ? broadcast(1)", "return h >= 0 ? broadcast(1)"),
     Broken(NATIVE, "native_forward.h", "m * m + expm1(l) - l,", "m * m + expm1(l),"),
     Broken(NATIVE, "native_forward.h", "s = expm1(0.5f * l) + 1.0f", "s = expm1(l) + 1.0f"),
