@@ -71,7 +71,7 @@ def make_epoch(config: TrainConfig, images: Any) -> tuple[Any, Any]:
     return epoch, lambda params: (params, adam.init(params))
 
 
-@jax.jit
+@partial(jax.jit)
 def test_elbo(params: Any, images: Any, key: Any) -> Any:
     """Mean over the images of their ELBO, one z each; nats."""
     x = images.astype(jnp.float32) / 255
