@@ -95,9 +95,9 @@ def test_every_engine_is_the_reference(
         _reference(plain, objective), rel=1e-3
     )
     for (name, p), q in zip(model.named_parameters(), plain.parameters(), strict=True):
-        # A bias before batch norm has no gradient but rounding, of which Adam makes steps.
+        # A bias before batch norm has no gradient but rounding, of which Adam makes whole steps.
         free = kind == "conv" and name.endswith("bias")
-        torch.testing.assert_close(p, q, rtol=0, atol=1e-2 if free else 2e-4, msg=name)
+        torch.testing.assert_close(p, q, rtol=0, atol=5e-2 if free else 2e-4, msg=name)
 
 
 def test_streamed_labels_give_the_same_bits() -> None:
