@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 import vaebench
-from tests.engines import adam_of
 from vaebench.config import OptimizerConfig
 from vaebench.fast.admit import Verdict
 from vaebench.fast.optimizer import OptimizerState, clipped
@@ -38,6 +37,17 @@ def _torchs(settings: OptimizerConfig, params: list[nn.Parameter]) -> torch.opti
     return made
 
 
+def _step(
+    optimizer: torch.optim.Optimizer, settings: OptimizerConfig, params: list[nn.Parameter]
+) -> None:
+    """A step as torch's users write it."""
+    if settings.clip_norm:
+        nn.utils.clip_grad_norm_(params, settings.clip_norm)
+    if settings.clip_value:
+        nn.utils.clip_grad_value_(params, settings.clip_value)
+    optimizer.step()
+
+
 def _grads(seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [
@@ -63,11 +73,7 @@ def test_steps_are_torchs(words: dict[str, Any], compile: bool) -> None:
         update(tuple(grads))
         for parameter, grad in zip(theirs, grads, strict=True):
             parameter.grad = grad.double()
-        if settings.clip_norm:
-            nn.utils.clip_grad_norm_(theirs, settings.clip_norm)
-        if settings.clip_value:
-            nn.utils.clip_grad_value_(theirs, settings.clip_value)
-        optimizer.step()
+        _step(optimizer, settings, theirs)
     for p, want in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, want.detach().float(), rtol=2e-5, atol=2e-6)
 
@@ -98,11 +104,7 @@ def test_what_is_remembered_goes_with_its_parameter(words: dict[str, Any]) -> No
         if resting:
             theirs[1].grad, grads = None, grads[:1] + grads[2:]
         state.update(tuple(grads))
-        if settings.clip_norm:
-            nn.utils.clip_grad_norm_(theirs, settings.clip_norm)
-        if settings.clip_value:
-            nn.utils.clip_grad_value_(theirs, settings.clip_value)
-        optimizer.step()
+        _step(optimizer, settings, theirs)
     for p, want in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, want.detach().float(), rtol=2e-5, atol=2e-6)
 
@@ -140,8 +142,3 @@ def test_what_the_native_steps_lack_is_compiled(
     assert history.actual["compile"] is True
     assert history.actual["native"] is False
     assert any("does not know optimisers but Adam" in note for note in history.notes)
-
-
-def test_adam_of_a_test_is_the_optimisers() -> None:
-    state = adam_of([torch.zeros(2)], 0.5)
-    assert (float(state.lr), list(state.memory())) == (0.5, ["m.0", "v.0", "step"])

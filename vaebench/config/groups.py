@@ -30,8 +30,8 @@ OBJECTIVES = ("vae", "iwae")
 BINARIZE = ("none", "threshold", "static", "dynamic")
 ENGINES = ("fast", "reference")
 
-# What would take years or every thread there is, and is a slip of the finger.
 _MAY_BE_ZERO = ("beta", "warmup", "weight_decay")
+# What would take years or every thread there is, and is a slip of the finger.
 _MOST = {"epochs": 10**9, "latent_dim": WIDEST, "threads": 1024}
 
 
@@ -47,6 +47,7 @@ def check_amp(amp: str | None) -> None:
 
 
 def flag_of(name: str) -> str:
+    """How the command line calls an option."""
     return "--" + name.replace("_", "-")
 
 

@@ -52,9 +52,10 @@ class Average:
         _copy(self.values, self.model)
 
     def load(self, values: Mapping[str, Tensor]) -> None:
-        """Go on from these."""
+        """Go on from these; what the model has no more is left out."""
         own = _floating(self.model)
-        self.values = {name: t.to(own[name].device, copy=True) for name, t in values.items()}
+        known = {name: t for name, t in values.items() if name in own}
+        self.values = {name: t.to(own[name].device, copy=True) for name, t in known.items()}
 
 
 def _floating(model: nn.Module) -> dict[str, Tensor]:
