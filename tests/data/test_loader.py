@@ -11,6 +11,8 @@ from torchvision import transforms as tv
 
 import vaebench
 from vaebench.data import loader as loader_module
+from vaebench.data.images import gather, to_unit
+from vaebench.data.loader import DeviceLoader
 from vaebench.data.transforms import Binarize, PadTo, RandomCrop, RandomHorizontalFlip
 from vaebench.errors import InputError
 
@@ -268,3 +270,44 @@ def test_torchvisions_transforms_that_draw_nothing_are_run(x: Tensor) -> None:
     )
     want = torch.stack([tv.Normalize(0.5, 2.0)(tv.CenterCrop(4)(image)) for image in x])
     assert torch.equal(all_of(loader), want)
+
+
+def test_loader_gives_every_image_once_with_its_label(
+    strokes: Tensor, device: torch.device
+) -> None:
+    index = torch.arange(len(strokes))
+    loader = DeviceLoader(strokes, index, batch_size=64, device=device)
+    batches = list(loader)
+    assert len(loader) == len(batches) == 16
+    assert [len(x) for x, _ in batches] == [64] * 15 + [40]
+    seen = torch.cat([i for _, i in batches]).cpu()
+    assert not torch.equal(seen, index)
+    assert torch.equal(seen.sort().values, index)
+    for x, i in batches:
+        assert x.device == loader.images.device
+        torch.testing.assert_close(x.cpu(), strokes[i.cpu()].float() / 255)
+
+
+def test_loader_orders(strokes: Tensor) -> None:
+    first = DeviceLoader(strokes, seed=4, batch_size=64)
+    again = DeviceLoader(strokes, seed=4, batch_size=64)
+    orders = [first.order(), first.order()]
+    assert not torch.equal(*orders)
+    assert torch.equal(again.order(), orders[0])
+    assert torch.equal(again.order(), orders[1])
+    plain = DeviceLoader(strokes, shuffle=False, drop_last=True, batch_size=64)
+    assert torch.equal(torch.cat(list(plain)), to_unit(strokes[: 15 * 64]))  # type: ignore[arg-type]
+
+
+def test_gather_passes_floats_as_they_are() -> None:
+    images = torch.randn(5, 3)
+    assert torch.equal(gather(images, torch.tensor([4, 0])), images[[4, 0]])
+
+
+@pytest.mark.parametrize(
+    ("count", "others", "batch_size", "said"),
+    [(4, (), 0, "batch_size is 0"), (0, (), 2, "no images"), (4, (torch.zeros(3),), 2, "length 3")],
+)
+def test_loader_refuses(count: int, others: tuple[Tensor, ...], batch_size: int, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        DeviceLoader(torch.zeros(count, 2), *others, batch_size=batch_size)
