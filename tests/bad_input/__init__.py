@@ -3,7 +3,7 @@
 Tables, a door each. On the command line a case is an exit status of 2 and one line on stderr, and
 nothing left on disk; in the library it is an InputError. Beside them, what is odd but harmless is
 accepted, with the same result. Files of images and archives have their tables in
-``tests/data/test_refused.py``.
+``tests/data/files``.
 """
 
 import pytest
