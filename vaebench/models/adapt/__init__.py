@@ -4,7 +4,7 @@
 a last sigmoid; ``encoding`` and ``decoding`` try the model. What is found is written down in two
 small records (``ways``); the module made of them shares everything with the caller's. May import
 ``errors`` and ``models``. To know another way of writing a VAE: a word in ``names``, or a case in
-``read``, and a model written so in ``tests/models/others.py``.
+``read``, and a model written so in ``tests/models/others``.
 """
 
 from collections.abc import Callable, Mapping
