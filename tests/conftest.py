@@ -8,14 +8,35 @@ from pathlib import Path
 
 import pytest
 
+# Of several processes that share the tests, each has a core of its own: threads that wait for one
+# another's cores would take many times as long. Set before torch is imported.
+_worker = os.environ.get("PYTEST_XDIST_WORKER")
+if _worker and hasattr(os, "sched_setaffinity"):
+    _cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {_cores[int(_worker.removeprefix("gw")) % len(_cores)]})
+
 # Compiling in this process, one kernel after another: worker processes have been seen to hang
 # tests. Set before torch is imported.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+MOST_PROCESSES = 4  # each holds a torch of its own
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Two tiers: what takes minutes at most, with every kind of proof in it, and everything."""
     parser.addoption("--all", action="store_true", help="run the slow tests too")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Let processes share the tests, a file at a time, where all are run; ``-n 0`` forbids it."""
+    if _worker or config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return
+    if config.option.numprocesses is None and not config.option.usepdb:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        config.option.numprocesses = min(cores, MOST_PROCESSES)
+        config.option.dist = "loadfile"
+        config.option.benchmark_disable = True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -178,6 +178,7 @@ def test_it_compiles_to_one_graph_that_gives_the_same() -> None:
     assert all(map(torch.equal, network.buffers(), twin.buffers()))
 
 
+@pytest.mark.slow  # convolutions take long to compile
 @pytest.mark.parametrize("amp", [None, "bf16"])
 def test_an_engine_with_it_is_the_reference(
     amp: str | None, monkeypatch: pytest.MonkeyPatch

@@ -89,7 +89,9 @@ def _with_models(cases: list[str]) -> list[Any]:
     slow = pytest.mark.slow
 
     def quick(name: str, case: str) -> bool:
-        return name == "mlp" and not {"compile", "amp"} <= set(case.split("+"))
+        techniques = set(case.split("+"))
+        together = "amp" in techniques or {"native", "sparse"} & techniques == {"sparse"}
+        return name == "mlp" and not together
 
     return [
         pytest.param(name, case, marks=[slow] * ("compile" in case and not quick(name, case)))

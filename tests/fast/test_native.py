@@ -9,6 +9,7 @@ import torch
 
 from tests.engines import make_engine
 from tests.fast.natives import CPU, images_of, native_of, numbers_of, optimizer_of, trained
+from tests.tiers import first
 from vaebench import VAE
 from vaebench.fast.native import supports_bf16
 from vaebench.objective import Objective
@@ -87,7 +88,7 @@ def test_bf16_is_as_near_as_autocast(case: str, sparse: bool) -> None:
     assert (got[0] - true[0]).abs() > 1e-7 * true[0].abs()
 
 
-@pytest.mark.parametrize("amp", [None, "bf16"])
+@pytest.mark.parametrize("amp", first(1, ["bf16", None]))
 def test_what_threads_do_does_not_matter(amp: str | None) -> None:
     """The same bits, run by run and thread by thread; batches of one block and of several."""
     if amp and not supports_bf16():

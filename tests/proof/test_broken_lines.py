@@ -101,7 +101,7 @@ def _forget() -> None:
             getattr(getattr(place, "_kernel", None), "cache_clear", lambda: None)()
 
 
-@pytest.mark.parametrize("broken", first(2, BROKEN), ids=lambda b: b.line)
+@pytest.mark.parametrize("broken", first(1, BROKEN), ids=lambda b: b.line)
 def test_a_broken_line_is_seen(broken: Broken, kernels: Path, strokes: Tensor) -> None:
     source = kernels / broken.file
     text = source.read_text()
