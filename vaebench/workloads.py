@@ -94,7 +94,7 @@ WORKLOADS: Mapping[str, Recipe] = MappingProxyType(
             hidden_dim=(200, 200),
             activation="tanh",
         ),
-        # It keeps the epoch that scored best on the held-out images; here the last one is kept.
+        # It keeps the epoch that scored best on the held-out images: best.safetensors here.
         "pythae": _recipe(
             "clementchadebec/benchmark_VAE reproducibility/vae.py at 58c9e63: 784-400-40, ReLU, "
             "static binarisation, 50,000 images, Adam 1e-4 in steps, batch 100",

@@ -306,5 +306,5 @@ def test_a_holdout_that_leaves_nothing(
     finally:
         warnings.showwarning = show
         signal.signal(signal.SIGTERM, handler)
-    assert "--holdout is 10000, which leaves none of the 260" in capsys.readouterr().err
+    assert "holdout is 10000, which leaves none of the 260" in capsys.readouterr().err
     assert not out.exists()

@@ -44,6 +44,9 @@ def parse(argv: list[str]) -> "argparse.Namespace":
     ):
         parser.add_argument(flag, type=int, default=default, help=help, metavar="N")
     parser.add_argument("--split", choices=SPLITS, default="test", help="which images")
+    parser.add_argument(
+        "--best", action="store_true", help="the epoch best on the images held out, not the last"
+    )
     parser.add_argument("--data", help="in place of the run's own, as in vaebench.train")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of MNIST's files")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -79,7 +82,7 @@ def evaluate_run(args: "argparse.Namespace") -> None:
     from vaebench.system.threads import available_cpus
     from vaebench.system.worker import Worker
 
-    model, config = load(args.run), read_json(args.run / CONFIG)
+    model, config = load(args.run, best=args.best), read_json(args.run / CONFIG)
     out = _writable(args.out or args.run / "evaluation.json")
     trained = read_json(args.run / RESULT) if (args.run / RESULT).exists() else {}
     device = resolve_device(args.device)
@@ -106,7 +109,8 @@ def evaluate_run(args: "argparse.Namespace") -> None:
     result = {
         "run": str(args.run),
         "workload": config["workload"],
-        "epochs": trained.get("epochs"),
+        "best": args.best,
+        "epochs": _epochs(args, trained),
         "training_seed": config["seed"],
         "dataset": data.name,
         "images_of_the_run": own,
@@ -124,6 +128,12 @@ def evaluate_run(args: "argparse.Namespace") -> None:
     write_json(out, result)
     if not args.quiet:
         say(f"{describe(result, found)}\nresult: {out}")
+
+
+def _epochs(args: "argparse.Namespace", trained: dict[str, Any]) -> int | None:
+    """How many epochs made the model; None if that is not told yet."""
+    told = (trained.get("best") or {}).get("epoch") if args.best else trained.get("epochs")
+    return None if told is None else int(told)
 
 
 def _writable(out: Path) -> Path:

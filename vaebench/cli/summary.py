@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 
 def epoch_line(record: "EpochRecord") -> str:
     """Put an epoch's record in a line."""
+    elbo = record.validation_elbo
+    held_out = "" if elbo is None else f"held-out {elbo:8.2f}  "
     return (
         f"epoch {record.epoch:3d}  train ELBO {record.train_elbo:8.2f} "
         f"(recon {record.recon:.2f}, kl {record.kl:.2f})  test ELBO {record.test_elbo:8.2f}  "
-        f"{record.seconds:.2f} s  {record.images_per_second:,.0f} images/s"
+        f"{held_out}{record.seconds:.2f} s  {record.images_per_second:,.0f} images/s"
     )
 
 
@@ -32,7 +34,7 @@ def summary(
     device = torch.device(history.actual["device"])
     peak = peak_flops(device) * history.actual.get("processes", 1)
     kind = config.objective.likelihood or "bernoulli"
-    last = history.epochs[-1]
+    last, best = history.epochs[-1], history.best
     rate = history.images_per_second
     return {
         "dataset": data.name,
@@ -42,6 +44,8 @@ def summary(
         "epochs": last.epoch,
         "test_elbo": last.test_elbo,
         "train_elbo": last.train_elbo,
+        "best": best and {"epoch": best.epoch, "validation_elbo": best.elbo},
+        "patience": config.optimizer.patience if history.stopped_early else None,
         "meaning": meaning(kind, data.test.images, config.data.binarize),
         "eval_samples": 1,
         "test_images": len(data.test),
@@ -72,6 +76,7 @@ def describe(result: dict[str, Any]) -> str:
         f"test ELBO {result['test_elbo']:.2f} nats per image "
         f"({result['test_images']:,} images, {result['eval_samples']} z each), "
         f"train ELBO {result['train_elbo']:.2f}; {result['meaning']}",
+        *_best_line(result),
         f"steady training: {result['images_per_second']:,.0f} images/s; {arithmetic}",
         f"time: {seconds['total']:.1f} s = start-up {seconds['startup']:.1f} + "
         f"compile {seconds['compile']:.1f} + training {seconds['train']:.1f} + "
@@ -81,6 +86,16 @@ def describe(result: dict[str, Any]) -> str:
         f"ran:       {_mode_line(ran)}",
     ]
     return "\n".join([*lines, *(f"  {note}" for note in result["notes"])])
+
+
+def _best_line(result: dict[str, Any]) -> list[str]:
+    best = result["best"]
+    if not best:
+        return []
+    return [
+        f"best epoch by the images held out: {best['epoch']}, with ELBO "
+        f"{best['validation_elbo']:.2f} (best.safetensors; vaebench evaluate RUN --best)"
+    ]
 
 
 def _mode_line(mode: dict[str, Any]) -> str:

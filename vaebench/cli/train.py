@@ -11,13 +11,13 @@ from vaebench.cli.command import run
 from vaebench.cli.streams import complain, say
 from vaebench.cli.summary import describe, epoch_line, summary
 from vaebench.config import TrainConfig
-from vaebench.errors import InputError, ResourceError, TrainingError
+from vaebench.errors import ResourceError, TrainingError
 from vaebench.runs.settings import check_images, deciding, is_complete
 
 if TYPE_CHECKING:
     import torch
 
-    from vaebench.data.load import Dataset, ImageSet
+    from vaebench.data.load import Dataset
     from vaebench.models.networks import Network
     from vaebench.runs.checkpoints import Checkpoints
     from vaebench.runs.folder import RunFolder
@@ -45,12 +45,9 @@ def train(config: TrainConfig) -> int:
         InputError: as :func:`vaebench.fit` does. No new run folder is left.
         TrainingError, ResourceError: the same; the message says what is kept.
     """
-    if config.run.resume and is_complete(config.run.resume, config.optimizer.epochs):
+    if config.run.resume and (complete := is_complete(config)):
         _tidy(config.run.resume)
-        complain(
-            f"{config.run.resume} is complete: its {config.optimizer.epochs} epochs are trained; "
-            "more: --epochs N"
-        )
+        complain(f"{config.run.resume} is complete: {complete}")
         return 0
     import torch
 
@@ -152,7 +149,6 @@ def _fit(
     from vaebench.training.fit import fit
     from vaebench.training.history import TrainingInterrupted
 
-    train = _trained_on(data.train, config)
     model, recipe = build_model(config, data, device)
     conditional = config.network.conditional
     mark = mark_of(*contents(data, conditional=conditional))
@@ -165,6 +161,8 @@ def _fit(
             state.check(config.optimizer.epochs, config.run.engine, device)
             model.load_state_dict(state.model)
             folder.write_model(state.weights)
+            if state.best:
+                folder.write_model(state.best, best=True)
         folder.write_metrics(checkpoints.metrics)
     stored = {n: v for n, v in config.options().items() if n != "resume"}
     folder.write_config(stored, recipe, {"name": data.name, "mark": mark})
@@ -172,8 +170,8 @@ def _fit(
     try:
         history = fit(
             model,
-            train.images,
-            labels=train.labels if conditional else None,
+            data.train.images,
+            labels=data.train.labels if conditional else None,
             test_images=(data.test.images, data.test.labels if conditional else None),
             config=config.replace(device=str(device)),
             progress=not config.run.quiet,
@@ -214,18 +212,6 @@ def build_model(
     return make_network(recipe), recipe
 
 
-def _trained_on(part: "ImageSet", config: TrainConfig) -> "ImageSet":
-    """Leave out the rows that are held out."""
-    kept = len(part) - config.data.holdout
-    if kept < 1:
-        raise InputError(
-            f"--holdout is {config.data.holdout}, which leaves none of the {len(part)} training "
-            "images: make it smaller"
-        )
-    labels = None if part.labels is None else part.labels[:kept]
-    return dataclasses.replace(part, images=part.images[:kept], labels=labels)
-
-
 class _Keeper:
     """Writes what each epoch leaves in the run folder.
 
@@ -252,6 +238,9 @@ class _Keeper:
             self.close()
         self.folder.add_metrics(dataclasses.asdict(state.epochs[-1]))
         self.folder.write_model(state.weights)
+        best = state.best_so_far()
+        if best and best.epoch == len(state.epochs):
+            self.folder.write_model(best.weights, best=True)
         if not self.config.run.quiet:
             say(epoch_line(state.epochs[-1]))
 

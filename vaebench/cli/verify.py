@@ -20,8 +20,17 @@ as --compile, those are verified that such a training would try; without one, al
 Exit status 0: equal; 1: not."""
 # What does not matter where nothing is trained.
 _WITHOUT = (
-    *("epochs", "schedule", "warmup", "beta_schedule", "beta_epochs", "holdout", "engine", "out"),
-    *("checkpoint_every", "resume", "plot"),
+    *(
+        "epochs",
+        "schedule",
+        "warmup",
+        "beta_schedule",
+        "beta_epochs",
+        "holdout",
+        "patience",
+        "engine",
+    ),
+    *("checkpoint_every", "out", "resume", "plot"),
 )
 
 

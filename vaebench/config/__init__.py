@@ -80,6 +80,11 @@ class TrainConfig:
                 f"--sigma {self.objective.sigma} belongs to the Gaussian likelihood: "
                 "add --likelihood gaussian, or drop --sigma"
             )
+        if self.optimizer.patience and not self.data.holdout:
+            raise InputError(
+                f"--patience is {self.optimizer.patience}, and no images are set aside to judge "
+                "epochs by: add --holdout N, or drop --patience"
+            )
         if self.run.engine == "reference":
             asked = [t.name for t in TECHNIQUES if not t.default and asks_for(self.fast, t.name)]
             if asked:

@@ -111,7 +111,10 @@ class DataConfig:
         choices=BINARIZE,
     )
     holdout: int = option(
-        0, "last training images to set aside: not trained on, nor looked at", metavar="N"
+        0,
+        "last training images to set aside: not trained on; their ELBO after each epoch says which "
+        "epoch is the best, whose weights are kept too",
+        metavar="N",
     )
 
     def __post_init__(self) -> None:
@@ -199,6 +202,12 @@ class OptimizerConfig:
     """How often, in which steps and by which rule the parameters move."""
 
     epochs: int = option(10, "passes over the training images", metavar="N")
+    patience: int = option(
+        0,
+        "stop after so many epochs without a better ELBO of the images set aside by --holdout (0: "
+        "never)",
+        metavar="N",
+    )
     batch_size: int = option(128, "images per optimiser step", metavar="N")
     name: str = option("adam", "update rule", flag="optimizer", choices=OPTIMIZERS)
     lr: float = option(1e-3, "learning rate", metavar="F")
@@ -241,6 +250,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _counted(self, "epochs", "batch_size")
+        if self.patience != 0:
+            _counted(self, "patience")
         _check_choice("optimizer", self.name, OPTIMIZERS)
         _measured(self, "lr", "adam_eps", "warmup", "weight_decay")
         _check_choice("schedule", self.schedule, SCHEDULES)

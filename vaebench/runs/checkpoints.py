@@ -1,9 +1,10 @@
 """Checkpoints: all of a training, in one file an epoch, from which it goes on to the same bits.
 
 A checkpoint is a safetensors file. Its tensors are the model's (``model.``), the optimiser's
-(``engine.``), the generators' states (``random.``), the average of the weights if there is one
-(``average.``) and, as bytes, the lines of ``metrics.jsonl`` so far; its header holds the epoch, the
-settings and a SHA-256 of it all, as JSON. Nothing in it can run code when it is loaded.
+(``engine.``), the generators' states (``random.``), the average of the weights and the best epoch's
+if there are any (``average.``, ``best.``) and, as bytes, the lines of ``metrics.jsonl`` so far; its
+header holds the epoch, the settings and a SHA-256 of it all, as JSON. Nothing in it can run code
+when it is loaded.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ from vaebench.training.state import TrainState
 
 FORMAT = "1"
 _NAME = re.compile(r"checkpoint-(\d{6,})\.safetensors")
-_PARTS = ("model", "engine", "random", "average")
+_PARTS = ("model", "engine", "random", "average", "best")
 
 
 class Checkpoints:

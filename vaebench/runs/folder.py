@@ -4,6 +4,7 @@
     checkpoint-*        all that a training needs to go on; see vaebench.runs.checkpoints
     metrics.jsonl       one line per epoch
     model.safetensors   the parameters and buffers, replaced whole after every epoch
+    best.safetensors    those of the epoch that scored best on the images held out, if there are any
     result.json         the summary, written at the end
 
 An epoch is finished when its checkpoint is there; its line and its model are written after that,
@@ -39,7 +40,7 @@ from vaebench.runs.storage import (
     writing,
 )
 
-METRICS, MODEL = "metrics.jsonl", "model.safetensors"
+METRICS, MODEL, BEST = "metrics.jsonl", "model.safetensors", "best.safetensors"
 LOCK = ".vaebench.lock"
 # What a file system without locks answers.
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -152,9 +153,9 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
 
-    def write_model(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Replace the model's parameters and buffers."""
-        with replacing(self.path / MODEL) as file:
+    def write_model(self, tensors: Mapping[str, torch.Tensor], *, best: bool = False) -> None:
+        """Replace the model's parameters and buffers, or those of the best epoch."""
+        with replacing(self.path / (BEST if best else MODEL)) as file:
             write_tensors(file, {name: t.cpu() for name, t in tensors.items()})
 
     def write_result(self, result: Mapping[str, Any]) -> None:
@@ -229,7 +230,7 @@ class NoFolder(RunFolder):
     def add_metrics(self, record: Mapping[str, Any]) -> None:
         """Write nothing."""
 
-    def write_model(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def write_model(self, tensors: Mapping[str, torch.Tensor], *, best: bool = False) -> None:
         """Write nothing."""
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
@@ -247,11 +248,15 @@ def metrics_line(record: Mapping[str, Any]) -> bytes:
     return to_json(record).encode() + b"\n"
 
 
-def load(run_dir: str | os.PathLike[str]) -> Network:
+def load(run_dir: str | os.PathLike[str], *, best: bool = False) -> Network:
     """Load a run's model, on the CPU and in eval mode, ready to encode, decode and sample.
 
+    Args:
+        run_dir: the run folder.
+        best: take the epoch that scored best on the images held out, not the last.
+
     Raises:
-        InputError: the folder is no run folder, or is damaged.
+        InputError: the folder is no run folder, or is damaged; or has no best epoch.
     """
     if not isinstance(run_dir, str | os.PathLike) or not os.fspath(run_dir):
         raise InputError(f"a run folder is given by its path, not by {run_dir!r}")
@@ -260,10 +265,15 @@ def load(run_dir: str | os.PathLike[str]) -> Network:
     try:
         with torch.device("meta"):  # no memory yet, whatever sizes a damaged file may name
             model = make_network(settings["model"])
-        tensors = _read_tensors(folder / MODEL)
+        tensors = _read_tensors(folder / (BEST if best else MODEL))
         _check_tensors(tensors, model.state_dict())
         model.load_state_dict(tensors, assign=True)
     except FileNotFoundError:
+        if best and (folder / MODEL).exists():
+            raise InputError(
+                f"{folder} holds no {BEST}: no images were held out to judge epochs by; train with "
+                "--holdout N, or take the last epoch"
+            ) from None
         raise InputError(
             f"{folder} holds no {MODEL}: its training ended before the first epoch did"
         ) from None

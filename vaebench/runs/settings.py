@@ -15,11 +15,22 @@ from vaebench.fast.register import TECHNIQUES
 CONFIG, RESULT = "config.json", "result.json"
 LARGEST_JSON = 10**6  # bytes; ours are a few thousand
 
-# What may be given anew with --resume, since the result of an epoch does not depend on it. Epochs:
-# one is the same whatever number follows, so a run may be made longer. The data's place: that
-# they are the same images is checked by their contents. And a technique that changes no bit.
+# What may be given anew with --resume, since the result of an epoch does not depend on it. Epochs
+# and patience: one is the same whatever number follows, so a run may be made longer. The data's
+# place: that they are the same images is checked by their contents. And a technique that changes no
+# bit.
 MAY_DIFFER = (
-    *("epochs", "checkpoint_every", "data", "data_dir", "out", "plot", "quiet", "resume"),
+    *(
+        "epochs",
+        "patience",
+        "checkpoint_every",
+        "data",
+        "data_dir",
+        "out",
+        "plot",
+        "quiet",
+        "resume",
+    ),
     *(technique.name for technique in TECHNIQUES if technique.exact),
 )
 
@@ -69,12 +80,24 @@ def _may_differ(schedule: object) -> set[str]:
     return {*MAY_DIFFER} - ({"epochs"} if schedule in TO_THE_END else set())
 
 
-def is_complete(run: str, epochs: int) -> bool:
-    """Whether a run has trained this many epochs, and its summary is written."""
+def is_complete(config: TrainConfig) -> str:
+    """Say why there is nothing left to train in the run to go on with; "" if there is.
+
+    Its summary is written then, and it has all its epochs, or its patience has run out.
+    """
     try:
-        return read_json(Path(run) / RESULT).get("epochs") == epochs
+        result = read_json(Path(config.run.resume or "") / RESULT)
     except InputError:
-        return False  # not there, or damaged: it will be written anew
+        return ""  # not there, or damaged: it will be written anew
+    epochs, stopped = config.optimizer.epochs, result.get("patience")
+    if result.get("epochs") == epochs:
+        return f"its {epochs} epochs are trained; more: --epochs N"
+    if stopped and stopped == config.optimizer.patience:
+        return (
+            f"it stopped after epoch {result.get('epochs')}, its patience of {stopped} at an end; "
+            "more: --patience N"
+        )
+    return ""
 
 
 def check_images(run: str | Path, mark: str) -> None:

@@ -11,32 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from vaebench.config import OPTIONS, TO_THE_END, TrainConfig, asks_for
-from vaebench.data.arrays import checked
-from vaebench.data.binarize import NOTES, Sampler, binarize
-from vaebench.data.images import Images, to_unit
-from vaebench.data.labels import check_labels
-from vaebench.data.streaming import fits
+from vaebench.data.binarize import NOTES
+from vaebench.data.images import to_unit
 from vaebench.errors import InputError
 from vaebench.fast.threads import thread_settings
-from vaebench.models.adapt import as_module, classes_of
+from vaebench.models.adapt import as_module
 from vaebench.models.protocol import likelihood_of
 from vaebench.models.snapshot import untouched
 from vaebench.objective import Objective, elbo_terms
 from vaebench.problem import Problem, device_of
 from vaebench.system.device import resolve_device, synchronize
 from vaebench.system.distributed import Group, count
-from vaebench.system.random import TEST_PIXELS, TRAINING_PIXELS
 from vaebench.system.timing import count_flops
 from vaebench.system.worker import Worker, after_fork
 from vaebench.training.follow import Follower
 from vaebench.training.history import EpochRecord, History, TrainingInterrupted
+from vaebench.training.inputs import Inputs, Test
 from vaebench.training.loop import Loop, Plan
 from vaebench.training.memory import explaining_memory
 from vaebench.training.schedules import Schedule, as_schedule, beta_factor, lr_factor
 from vaebench.training.state import TrainState
 
 Rate = float | Sequence[float] | Schedule
-Test = Tensor | tuple[Tensor, Tensor | None] | None
 
 
 def fit(
@@ -171,17 +167,16 @@ class Training:
         device_of(model)
         self._schedule(schedules)
         self.objective = objective_of(config, model, self.weight)
-        test, test_labels = test_images if isinstance(test_images, tuple) else (test_images, None)
-        unit = {"unit_interval": self.objective.likelihood == "bernoulli"}
-        self.images = checked(images, "images", **unit).pixels
-        self.labels = self._check_labels(labels, self.images, "labels")
-        self.test = None if test is None else checked(test, "test_images", **unit)
-        self.test_labels = self._check_labels(test_labels, self.test, "the test images' labels")
-        self._check_sizes()
+        self.inputs = Inputs(
+            config,
+            model,
+            images,
+            labels,
+            test_images,
+            unit_interval=self.objective.likelihood == "bernoulli",
+            device=self.device,
+        )
         _check_processes(count(), model, config.optimizer.batch_size, config.run.engine)
-        together = count() > 1 or config.run.engine == "reference"
-        self.resident = together or fits(self.images, self.device)
-        self.sampler = self._binarize(config.data.binarize)
         self.stop = threading.Event()
 
     def _schedule(self, given: Mapping[str, Schedule | None]) -> None:
@@ -211,45 +206,6 @@ class Training:
                 "weigh: drop it, or use the vae objective"
             )
         self.weight = torch.ones((), device=self.device) if self.beta else None
-
-    def _check_labels(
-        self, labels: object, images: Tensor | Images | None, name: str
-    ) -> Tensor | None:
-        if labels is None or images is None:
-            return None
-        return check_labels(labels, len(images), classes=classes_of(self.model), name=name)
-
-    def _check_sizes(self) -> None:
-        n, batch_size, test = len(self.images), self.config.optimizer.batch_size, self.test
-        if batch_size > n:
-            raise InputError(
-                f"batch_size is {batch_size}, more than the {n} images: make it smaller"
-            )
-        if test is not None and test.pixels.shape[1:] != self.images.shape[1:]:
-            raise InputError(
-                f"test_images are of shape {tuple(test.pixels.shape[1:])} each, images of "
-                f"{tuple(self.images.shape[1:])}: make them alike"
-            )
-        if test is not None and (self.labels is None) != (self.test_labels is None):
-            raise InputError(
-                "labels are given for the images or for the test images, not for both: give "
-                "labels=..., test_images=(images, labels)"
-            )
-        if self.config.network.conditional and self.labels is None:
-            raise InputError("conditional is set, and there are no labels: give labels=...")
-
-    def _binarize(self, how: str) -> Sampler | None:
-        if how == "none":
-            return None
-        # New pixels are drawn where the images are kept: what does not fit on the device, on the
-        # host.
-        storage_device = self.device if self.resident else self.images.device
-        dynamic = how == "dynamic"
-        sampler = Sampler(self.images, self.config.run.seed, storage_device) if dynamic else None
-        self.images = binarize(self.images, how, TRAINING_PIXELS)
-        if self.test is not None:
-            self.test = Images(binarize(self.test.pixels, how, TEST_PIXELS), unit_interval=True)
-        return sampler
 
     def run(
         self,
@@ -281,19 +237,20 @@ class Training:
             self.lr,
             self.beta,
             config.run.seed,
-            self.sampler,
-            self.test,
-            self.test_labels,
+            self.inputs.sampler,
+            self.inputs.test,
+            self.inputs.held_out,
             progress,
             on_epoch,
             on_state,
             self.changing,
             config.optimizer.ema_decay,
+            config.optimizer.patience,
         )
         memory = explaining_memory(
             self.model,
-            self.images,
-            self.labels,
+            self.inputs.images,
+            self.inputs.labels,
             self.objective,
             config.optimizer.batch_size,
             device,
@@ -305,7 +262,7 @@ class Training:
             loop = Loop(plan, follower, history, group, worker)
             loop.run(self.stop.is_set, resume)
         history.notes += [self.forked] if self.forked else []
-        if len(history.epochs) < plan.epochs:
+        if len(history.epochs) < plan.epochs and not history.stopped_early:
             raise TrainingInterrupted(history)
         return history
 
@@ -314,15 +271,15 @@ class Training:
         model, device = self.model, self.device
         if group:
             model.to(device)
-            _set_out_alike(group, model, self.images, self.labels, config)
+            _set_out_alike(group, model, self.inputs.images, self.inputs.labels, config)
         problem = Problem.of(
             model,
-            self.images,
+            self.inputs.images,
             self.objective,
             config.optimizer,
             device,
-            labels=self.labels,
-            resident=self.resident,
+            labels=self.inputs.labels,
+            resident=self.inputs.resident,
         )
         follower = Follower(problem, config, group)
         if group:

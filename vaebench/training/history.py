@@ -6,7 +6,10 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PHASES = ("compile", "train", "eval")
 
@@ -16,7 +19,8 @@ class EpochRecord:
     """One epoch. ELBO, recon and kl in nats per image; recon and kl are those of training.
 
     ``train_elbo`` is the mean over the epoch's steps, each with the parameters it started from.
-    ``test_elbo`` is None where there are no test images. ``seconds`` is the training's alone.
+    ``test_elbo`` is None where there are no test images, ``validation_elbo``, that of the images
+    held out, where there are none. ``seconds`` is the training's alone.
     """
 
     epoch: int
@@ -26,6 +30,16 @@ class EpochRecord:
     kl: float
     seconds: float
     images_per_second: float
+    validation_elbo: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Best:
+    """The epoch whose ``validation_elbo`` is best, and a copy of the weights it left."""
+
+    epoch: int
+    elbo: float
+    weights: "dict[str, Tensor]" = field(repr=False)
 
 
 @dataclass
@@ -35,7 +49,8 @@ class History:
     ``seconds`` splits its time into ``compile`` (building and warming up the engine), ``train``
     and ``eval``. ``requested`` and ``actual`` hold engine, compile, amp, device; ``notes`` says in
     words where and why they differ. ``flops_per_image`` counts one image's forward and backward
-    pass; see :func:`vaebench.training.fit.training_flops`.
+    pass; see :func:`vaebench.training.fit.training_flops`. ``best`` is the best epoch, where images
+    are held out; ``stopped_early`` says that ``patience`` ended the training.
     """
 
     epochs: list[EpochRecord] = field(default_factory=list)
@@ -44,6 +59,8 @@ class History:
     actual: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     flops_per_image: float = math.nan
+    best: Best | None = None
+    stopped_early: bool = False
 
     @property
     def images_per_second(self) -> float:

@@ -13,7 +13,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vaebench.data.binarize import Sampler
-from vaebench.data.images import Images
 from vaebench.errors import TrainingError
 from vaebench.evaluation import evaluate
 from vaebench.models.snapshot import modes_kept
@@ -25,7 +24,8 @@ from vaebench.system.worker import Worker
 from vaebench.training.average import Average
 from vaebench.training.divergence import Snapshot, is_finite
 from vaebench.training.follow import Follower
-from vaebench.training.history import EpochRecord, History
+from vaebench.training.history import Best, EpochRecord, History
+from vaebench.training.inputs import Judged
 from vaebench.training.schedules import Schedule
 from vaebench.training.state import TrainState
 
@@ -44,6 +44,8 @@ class Plan:
     ``lr`` gives the learning rate at a time, in epochs; ``beta`` the KL's weight, None if that does
     not change; ``changing`` says whether either does within an epoch. ``sampler`` draws new binary
     pixels before an epoch, if there is one. ``ema_decay`` is that of :class:`Average`, 0 for none.
+    ``held_out`` decides which epoch is the best; ``patience`` says after how many that are none the
+    training ends, 0 for never.
     """
 
     epochs: int
@@ -51,13 +53,14 @@ class Plan:
     beta: Schedule | None
     seed: int
     sampler: Sampler | None
-    test_images: Images | None
-    test_labels: Tensor | None
+    test: Judged | None
+    held_out: Judged | None
     progress: bool
     on_epoch: Callable[[EpochRecord], None] | None
     on_state: Callable[[TrainState], object] | None
     changing: bool = False
     ema_decay: float = 0.0
+    patience: int = 0
 
 
 class Loop:
@@ -95,11 +98,12 @@ class Loop:
                 self.average.load(resume.average)
         waited, trained = waited_seconds(), history.seconds["train"]
         with _bar(self.numbers.images, plan, len(history.epochs)) as bar:
-            while len(history.epochs) < plan.epochs:
+            while len(history.epochs) < plan.epochs and not self._gives_up():
                 record = self.worker.run(lambda: self._epoch(bar, stopped))
                 if record is None:
                     break
                 history.epochs.append(record)
+                self._keep_best(record)
                 if plan.on_state:
                     engine = self.follower.engine
                     average = self.average.values if self.average else {}
@@ -123,10 +127,12 @@ class Loop:
         steady = follower.problem.steady
         if steady:
             follower.left()
-        if self.plan.test_images is not None:
-            averaged = self.average.shown() if self.average else contextlib.nullcontext()
-            with history.timed("eval"), averaged:
-                record = dataclasses.replace(record, test_elbo=self._test(self.plan.test_images))
+        with history.timed("eval"), self._averaged():
+            record = dataclasses.replace(
+                record,
+                test_elbo=self._elbo(self.plan.test),
+                validation_elbo=self._elbo(self.plan.held_out),
+            )
         if not steady:  # what counts its calls counts those of the test too
             follower.left()
         return record
@@ -186,20 +192,49 @@ class Loop:
             yield order, noise
             done += len(order)
 
-    def _test(self, test_images: Images) -> float:
-        """Estimate the test ELBO; of several processes the first one does, for all."""
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Let the model have its weights' average in the block, if one is taken."""
+        return self.average.shown() if self.average else contextlib.nullcontext()
+
+    def _elbo(self, part: Judged | None) -> float | None:
+        """Estimate the ELBO, if there are images; of several processes the first does, for all."""
+        if part is None:
+            return None
         elbo = math.nan
         if self.group is None or self.group.rank == 0:
             objective = self.follower.problem.objective
             elbo = evaluate(
                 self.model,
-                test_images,
-                labels=self.plan.test_labels,
+                part.images,
+                labels=part.labels,
                 likelihood=objective.likelihood,
                 sigma=objective.sigma,
                 seed=self.plan.seed,
             ).elbo
         return self.group.broadcast(elbo) if self.group else elbo
+
+    def _keep_best(self, record: EpochRecord) -> None:
+        """Keep the weights of the epoch that scores best on what was held out."""
+        elbo, best = record.validation_elbo, self.history.best
+        if elbo is None or math.isnan(elbo) or (best and elbo <= best.elbo):
+            return
+        with self._averaged():
+            weights = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+        self.history.best = Best(record.epoch, elbo, weights)
+
+    def _gives_up(self) -> bool:
+        """Whether ``patience`` has run out; then it is said."""
+        patience, history = self.plan.patience, self.history
+        if not patience or not history.best:
+            return False
+        best = history.best
+        history.stopped_early = len(history.epochs) - best.epoch >= patience
+        if history.stopped_early:
+            history.notes.append(
+                f"stopped after epoch {len(history.epochs)}: {patience} without a better ELBO of "
+                f"the held-out images than epoch {best.epoch}'s, {best.elbo:.2f}"
+            )
+        return history.stopped_early
 
 
 class Numbers:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vaebench.engine import Engine
 from vaebench.errors import InputError
 from vaebench.fast.register import TECHNIQUES
-from vaebench.training.history import EpochRecord, History
+from vaebench.training.history import Best, EpochRecord, History
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class TrainState:
     """A training after some of its epochs; with it :func:`vaebench.fit` goes on to the same bits.
 
     ``model`` is the module's ``state_dict``, ``engine`` what the optimiser remembers, ``random``
-    the generators' states, ``actual`` what runs, ``average`` that of the weights, if one is taken.
-    The tensors are the training's own, not copies:
-    save or clone them before ``on_state`` returns.
+    the generators' states, ``actual`` what runs, ``average`` that of the weights, if one is taken,
+    ``best`` the weights of the best epoch, if images are held out. The tensors are the training's
+    own, not copies: save or clone them before ``on_state`` returns.
     """
 
     epochs: tuple[EpochRecord, ...]
@@ -30,11 +30,21 @@ class TrainState:
     random: dict[str, Tensor]
     actual: dict[str, Any]
     average: dict[str, Tensor] = field(default_factory=dict)
+    best: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def weights(self) -> dict[str, Tensor]:
         """What the model is after this epoch: averaged, if that was asked for."""
         return {**self.model, **{n: t for n, t in self.average.items() if n in self.model}}
+
+    def best_so_far(self) -> Best | None:
+        """The best epoch; None if no images are held out."""
+        if not self.best:
+            return None
+        judged = [e for e in self.epochs if e.validation_elbo is not None]
+        found = max(judged, key=lambda e: (e.validation_elbo, -e.epoch))
+        assert found.validation_elbo is not None
+        return Best(found.epoch, found.validation_elbo, self.best)
 
     @classmethod
     def of(
@@ -53,6 +63,7 @@ class TrainState:
             {name: generator.get_state() for name, generator in random.items()},
             {**history.actual, **_circumstances()},
             dict(average),
+            history.best.weights if history.best else {},
         )
 
     def check(self, epochs: int, engine: str, device: torch.device) -> None:
@@ -105,6 +116,7 @@ class TrainState:
             reason = " ".join(str(error).split())
             raise InputError(f"the state to go on from does not fit: {reason}") from error
         history.epochs[:] = self.epochs
+        history.best = self.best_so_far()
         history.notes.append(
             f"went on after epoch {len(self.epochs)}: times are those of the last part alone"
         )
