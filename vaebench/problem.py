@@ -1,6 +1,6 @@
 """A problem: what is trained on what, for what. It is checked once, and then known to be sound."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -114,13 +114,17 @@ class Problem:
             resident=resident, steady=not unsteady, notes=tuple(notes),
         )  # fmt: skip
 
-    def again(self) -> "Problem":
-        """The same problem, for a model that has been changed since; raises as :meth:`of`."""
+    def again(self, batch_size: int | None = None) -> "Problem":
+        """The same problem, for a model that has been changed since; raises as :meth:`of`.
+
+        Args:
+            batch_size: if that changes too.
+        """
         return Problem.of(
             self.model,
             self.images,
             self.objective,
-            self.optimizer,
+            replace(self.optimizer, batch_size=batch_size or self.batch_size),
             self.device,
             labels=self.labels,
             resident=self.resident,

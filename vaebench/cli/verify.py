@@ -20,17 +20,8 @@ as --compile, those are verified that such a training would try; without one, al
 Exit status 0: equal; 1: not."""
 # What does not matter where nothing is trained.
 _WITHOUT = (
-    *(
-        "epochs",
-        "schedule",
-        "warmup",
-        "beta_schedule",
-        "beta_epochs",
-        "holdout",
-        "patience",
-        "engine",
-    ),
-    *("checkpoint_every", "out", "resume", "plot"),
+    *("epochs", "batch_sizes", "patience", "schedule", "warmup", "beta_schedule", "beta_epochs"),
+    *("holdout", "engine", "out", "checkpoint_every", "resume", "plot"),
 )
 
 

@@ -209,6 +209,13 @@ class OptimizerConfig:
         metavar="N",
     )
     batch_size: int = option(128, "images per optimiser step", metavar="N")
+    batch_sizes: tuple[int, ...] = option(
+        (),
+        "batch size of each epoch in turn, the last one for all that follow, in place of "
+        "--batch-size",
+        metavar="N",
+        nargs="+",
+    )
     name: str = option("adam", "update rule", flag="optimizer", choices=OPTIMIZERS)
     lr: float = option(1e-3, "learning rate", metavar="F")
     adam_eps: float = option(
@@ -252,6 +259,9 @@ class OptimizerConfig:
         _counted(self, "epochs", "batch_size")
         if self.patience != 0:
             _counted(self, "patience")
+        if self.batch_sizes != ():
+            sizes = check_counts("--batch-sizes", self.batch_sizes)
+            object.__setattr__(self, "batch_sizes", sizes)
         _check_choice("optimizer", self.name, OPTIMIZERS)
         _measured(self, "lr", "adam_eps", "warmup", "weight_decay")
         _check_choice("schedule", self.schedule, SCHEDULES)
@@ -266,6 +276,17 @@ class OptimizerConfig:
                 f"--momentum {self.momentum} belongs to {' and '.join(WITH_MOMENTUM)}: drop it, or "
                 f"choose one of these instead of {self.name}"
             )
+
+    def size_of(self, epoch: int) -> int:
+        """Batch size of an epoch; the first one is 1."""
+        if not self.batch_sizes:
+            return self.batch_size
+        return self.batch_sizes[min(epoch, len(self.batch_sizes)) - 1]
+
+    @property
+    def largest(self) -> int:
+        """The largest batch size of any epoch."""
+        return max(self.batch_sizes, default=self.batch_size)
 
     @property
     def clips(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vaebench.config import OPTIONS, TO_THE_END, TrainConfig, asks_for
+from vaebench.config import OPTIONS, TO_THE_END, OptimizerConfig, TrainConfig, asks_for
 from vaebench.data.binarize import NOTES
 from vaebench.data.images import to_unit
 from vaebench.errors import InputError
@@ -42,7 +42,7 @@ def fit(
     labels: Tensor | None = None,
     test_images: Test = None,
     epochs: int | None = None,
-    batch_size: int | None = None,
+    batch_size: int | Sequence[int] | None = None,
     lr: Rate | None = None,
     seed: int | None = None,
     compile: bool | None = None,
@@ -66,7 +66,8 @@ def fit(
         labels: (N, ...) handed to the model: ``encode(x, y)``, ``decode(z, y)``.
         test_images: evaluated after each epoch; a pair (images, labels) where there are labels.
         epochs: passes over the images (10).
-        batch_size: images per step (128), at most N; a short last batch is trained on.
+        batch_size: images per step (128), at most N, or of each epoch in turn; a short last batch
+            is trained on.
         lr: learning rate (0.001); as ``beta`` also a number for each epoch, or a function of the
             time since training began, in epochs, which is asked twenty times an epoch.
         seed: of order, noise and the model's own draws (0), not of its initial weights. One seed,
@@ -90,7 +91,9 @@ def fit(
         TrainingInterrupted: Ctrl-C, after the epoch under way.
     """
     _check_callbacks(on_epoch=on_epoch, on_state=on_state)
-    everyday = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
+    each = isinstance(batch_size, list | tuple)
+    sizes = {"batch_sizes" if each else "batch_size": batch_size}
+    everyday = {"epochs": epochs, **sizes, "lr": lr, "seed": seed}
     given, schedules = _apart({**_given(everyday, compile, amp), **options})
     config = configured(config, given)
     training = Training(config, model, images, labels, test_images, schedules)
@@ -176,7 +179,7 @@ class Training:
             unit_interval=self.objective.likelihood == "bernoulli",
             device=self.device,
         )
-        _check_processes(count(), model, config.optimizer.batch_size, config.run.engine)
+        _check_processes(count(), model, config.optimizer, config.run.engine)
         self.stop = threading.Event()
 
     def _schedule(self, given: Mapping[str, Schedule | None]) -> None:
@@ -231,9 +234,11 @@ class Training:
             resume.check(config.optimizer.epochs, config.run.engine, device)
             if asks_for(config.fast, "amp"):
                 config = config.replace(amp=resume.amp(config.fast.amp))
+        first = 1 + (len(resume.epochs) if resume else 0)
+        config = config.replace(batch_size=config.optimizer.size_of(first))
         group = Group(device) if count() > 1 else None
         plan = Plan(
-            config.optimizer.epochs,
+            config.optimizer,
             self.lr,
             self.beta,
             config.run.seed,
@@ -244,15 +249,13 @@ class Training:
             on_epoch,
             on_state,
             self.changing,
-            config.optimizer.ema_decay,
-            config.optimizer.patience,
         )
         memory = explaining_memory(
             self.model,
             self.inputs.images,
             self.inputs.labels,
             self.objective,
-            config.optimizer.batch_size,
+            config.optimizer.largest,
             device,
         )
         around = closing(group) if group else nullcontext()
@@ -322,7 +325,9 @@ def training_flops(problem: Problem) -> float:
         return math.nan
 
 
-def _check_processes(processes: int, model: nn.Module, batch_size: int, engine: str) -> None:
+def _check_processes(
+    processes: int, model: nn.Module, optimizer: OptimizerConfig, engine: str
+) -> None:
     """Raise InputError for what several processes together cannot do as one does."""
     if processes == 1:
         return
@@ -330,6 +335,7 @@ def _check_processes(processes: int, model: nn.Module, batch_size: int, engine: 
         raise InputError(
             f"the reference engine trains in one process, not in {processes}: use engine fast"
         )
+    batch_size = min(optimizer.batch_sizes, default=optimizer.batch_size)
     if batch_size < processes:
         raise InputError(
             f"batch_size is {batch_size}, for {processes} processes: give each at least one image"

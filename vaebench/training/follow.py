@@ -14,6 +14,7 @@ from vaebench.config import WITH_MOMENTUM, FastConfig, OptimizerConfig, TrainCon
 from vaebench.engine import Engine
 from vaebench.fast.build import make_engine
 from vaebench.fast.register import TECHNIQUES
+from vaebench.fast.step import StepEngine
 from vaebench.models.snapshot import changes, fingerprint
 from vaebench.problem import Problem
 from vaebench.reference import ReferenceEngine
@@ -48,6 +49,20 @@ class Follower:
             self.notes += built.notes
         self.left()
 
+    def resize(self, batch_size: int) -> list[str]:
+        """Train in batches of this size from now on; say in lines what is new.
+
+        Raises:
+            InputError: the model cannot be trained so.
+        """
+        if batch_size == self.problem.batch_size:
+            return []
+        self.problem = self.problem.again(batch_size)
+        if isinstance(self.engine, ReferenceEngine):
+            self.engine.batch_size = batch_size
+            return []
+        return self._make_anew(self.config.fast if self.times <= MOST_TIMES else self._plain())
+
     def left(self) -> None:
         """Remember the model as the training leaves it."""
         self.before = fingerprint(self.problem.model)
@@ -69,24 +84,25 @@ class Follower:
             return []
         fast, how = self.config.fast, "an engine was made anew"
         if self.times > MOST_TIMES:
-            fast, how = _plain(fast), "trained eagerly from here on, which follows every change"
-        built = make_engine(
-            self.problem,
-            fast,
-            self.group,
-            self.engine.optimizer.following(self.problem.params),  # type: ignore[attr-defined]
-        )
-        self.engine = built.engine
+            fast = self._plain()
+            how = "trained eagerly from here on, which follows every change"
         told = [] if self.times > MOST_TIMES + 1 else [f"the model was changed ({what}): {how}"]
+        return told + self._make_anew(fast)
+
+    def _make_anew(self, fast: FastConfig) -> list[str]:
+        """Make an engine that goes on from the optimiser's state; give the notes that are new."""
+        optimizer = cast(StepEngine, self.engine).optimizer.following(self.problem.params)
+        built = make_engine(self.problem, fast, self.group, optimizer)
+        self.engine = built.engine
         new = [note for note in built.notes if note not in self.notes]
         self.notes += new
         self.actual |= built.actual
-        return told + new
+        return new
 
-
-def _plain(fast: FastConfig) -> FastConfig:
-    """Nothing but the plain step, in the precision that was asked for."""
-    return without(fast, *(t.name for t in TECHNIQUES if t.kind != "thread" and not t.rounds))
+    def _plain(self) -> FastConfig:
+        """Nothing but the plain step, in the precision that was asked for."""
+        beside = (t.name for t in TECHNIQUES if t.kind != "thread" and not t.rounds)
+        return without(self.config.fast, *beside)
 
 
 def reference_of(problem: Problem) -> ReferenceEngine:

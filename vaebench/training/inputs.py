@@ -97,7 +97,7 @@ class Inputs:
 
     def _check_sizes(self) -> int:
         """Give how many of the images are trained on."""
-        n, batch_size = len(self.images), self.config.optimizer.batch_size
+        n, batch_size = len(self.images), self.config.optimizer.largest
         kept = n - self.config.data.holdout
         if kept < 1:
             raise InputError(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from vaebench.config import OptimizerConfig
 from vaebench.data.binarize import Sampler
 from vaebench.errors import TrainingError
 from vaebench.evaluation import evaluate
@@ -43,12 +44,10 @@ class Plan:
 
     ``lr`` gives the learning rate at a time, in epochs; ``beta`` the KL's weight, None if that does
     not change; ``changing`` says whether either does within an epoch. ``sampler`` draws new binary
-    pixels before an epoch, if there is one. ``ema_decay`` is that of :class:`Average`, 0 for none.
-    ``held_out`` decides which epoch is the best; ``patience`` says after how many that are none the
-    training ends, 0 for never.
+    pixels before an epoch, if there is one. ``held_out`` decides which epoch is the best.
     """
 
-    epochs: int
+    optimizer: OptimizerConfig
     lr: Schedule
     beta: Schedule | None
     seed: int
@@ -59,8 +58,11 @@ class Plan:
     on_epoch: Callable[[EpochRecord], None] | None
     on_state: Callable[[TrainState], object] | None
     changing: bool = False
-    ema_decay: float = 0.0
-    patience: int = 0
+
+    @property
+    def epochs(self) -> int:
+        """Epochs in all, unless it stops before."""
+        return self.optimizer.epochs
 
 
 class Loop:
@@ -85,7 +87,8 @@ class Loop:
         self.plan, self.follower, self.worker = plan, follower, worker
         self.history, self.group = history, group
         self.model = follower.problem.model
-        self.average = Average(self.model, plan.ema_decay) if plan.ema_decay else None
+        decay = plan.optimizer.ema_decay
+        self.average = Average(self.model, decay) if decay else None
         self.numbers = Numbers(follower.problem, plan.seed, group.rank if group else 0)
 
     def run(self, stopped: Callable[[], bool], resume: TrainState | None) -> None:
@@ -122,6 +125,7 @@ class Loop:
         history, follower = self.history, self.follower
         with history.timed("compile"):
             history.notes += follower.follow()
+            history.notes += follower.resize(self.plan.optimizer.size_of(len(history.epochs) + 1))
             history.actual |= follower.actual
         record = self._train(bar)
         steady = follower.problem.steady
@@ -144,6 +148,7 @@ class Loop:
             TrainingError: its numbers went wrong; the model is left as the last good epoch made it.
         """
         epoch, numbers, engine = len(self.history.epochs) + 1, self.numbers, self.follower.engine
+        numbers.take(self.plan.optimizer.size_of(epoch))
         start = time.perf_counter()
         snapshot = Snapshot(self.model, engine)
         if self.plan.sampler:
@@ -156,7 +161,7 @@ class Loop:
                     self._set(epoch - 1 + done / numbers.images)
                 sums.append(engine.epoch(order, noise))
                 if self.average:
-                    before = (epoch - 1) * numbers.steps + done // numbers.batch_size
+                    before = self._steps_before(epoch) + done // numbers.batch_size
                     self.average.add(math.ceil(len(order) / numbers.batch_size), before)
                 done += len(order)
                 bar.update(len(order))
@@ -175,6 +180,11 @@ class Loop:
     def _at_once(self) -> int:
         """Steps to hand over at once; where anything changes on the way, whatever the engine."""
         return 1 if self.plan.changing else self.follower.engine.steps_at_once
+
+    def _steps_before(self, epoch: int) -> int:
+        """Steps of all epochs before this one."""
+        sizes = (self.plan.optimizer.size_of(e) for e in range(1, epoch))
+        return sum(math.ceil(self.numbers.images / size) for size in sizes)
 
     def _set(self, time: float) -> None:
         """Set what has a schedule, ``time`` epochs after training began."""
@@ -224,7 +234,7 @@ class Loop:
 
     def _gives_up(self) -> bool:
         """Whether ``patience`` has run out; then it is said."""
-        patience, history = self.plan.patience, self.history
+        patience, history = self.plan.optimizer.patience, self.history
         if not patience or not history.best:
             return False
         best = history.best
@@ -241,10 +251,9 @@ class Numbers:
     """The random numbers of a training: each epoch's order and noise, from one stream."""
 
     def __init__(self, problem: Problem, seed: int, rank: int = 0) -> None:
-        self.images, self.batch_size = len(problem.images), problem.batch_size
+        self.images = len(problem.images)
         self.latent_dim, self.samples = problem.latent_dim, problem.objective.samples
-        self.steps = math.ceil(self.images / self.batch_size)  # per epoch
-        self.piece = math.ceil(self.steps / MOVES_PER_EPOCH) * self.batch_size
+        self.take(problem.batch_size)
         device = problem.device
         self.generator = random_stream(seed, TRAINING, device)
         self.models = [
@@ -256,6 +265,12 @@ class Numbers:
         self.generators |= {f"model.{g.device.type}": g for g in self.models}
         self.before = self.generator.get_state()
         self.models_before = [g.get_state() for g in self.models]
+
+    def take(self, batch_size: int) -> None:
+        """Cut batches of this size from now on."""
+        self.batch_size = batch_size
+        self.steps = math.ceil(self.images / batch_size)  # per epoch
+        self.piece = math.ceil(self.steps / MOVES_PER_EPOCH) * batch_size
 
     @contextlib.contextmanager
     def model_draws(self) -> Iterator[None]:
