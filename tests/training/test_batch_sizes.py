@@ -25,7 +25,9 @@ def _vae() -> vaebench.VAE:
 
 def _copied(state: vaebench.TrainState) -> vaebench.TrainState:
     parts = ("model", "engine", "random", "average", "best")
-    copies = {part: {n: t.clone() for n, t in getattr(state, part).items()} for part in parts}
+    copies: dict[str, Any] = {
+        part: {n: t.clone() for n, t in getattr(state, part).items()} for part in parts
+    }
     return dataclasses.replace(state, **copies)
 
 
