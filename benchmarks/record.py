@@ -1,7 +1,8 @@
 """The record: seconds from a process's start to a good VAE: ``python -m benchmarks.record``.
 
-The rules are in ``benchmarks/RECORDS.md``. Fresh processes, a seed each, run a whole command; the
-model that each has written is loaded and evaluated here, so that no run is taken at its word.
+There are two tracks, see :mod:`benchmarks.tracks`; the rules are in ``benchmarks/RECORDS.md``. Fresh
+processes, a seed each, run a whole command; the model that each has written is loaded and evaluated
+here, so that no run is taken at its word.
 """
 
 import argparse
@@ -21,45 +22,27 @@ from scipy import stats
 
 from benchmarks.harness import ROOT, described, has_jax, load_data, say, store
 from benchmarks.statistics import summary
-from vaebench import InputError, evaluate, load
-from vaebench.config import WORKLOADS, recipe
+from benchmarks.tracks import TRACKS
+from vaebench import InputError
+from vaebench.config import WORKLOADS
 
-SCHEMA = 1
-BAR, LEVEL, FEWEST = -105.5, 0.01, 20  # nats; of the test's p; runs
-# Of the model, which is fixed.
-FIXED = ("network", "latent_dim", "hidden_dim", "likelihood", "sigma", "binarize")
-# Seeds of the evaluation are none that a training used.
-EVALUATION = 10_000
-CURVES: dict[str, tuple[str, ...]] = {
-    "record": ("-m", "vaebench.train", "--compile", "--amp", "--workload", "record"),
-    "default recipe": ("-m", "vaebench.train", "--compile", "--amp"),
+SCHEMA = 2
+LEVEL = 0.01  # of the test's p
+RUN = ("-m", "vaebench.train", "--compile", "--amp")
+PEERS: dict[str, tuple[str, ...]] = {
+    "default recipe": RUN,
     "pytorch/examples": ("-m", "benchmarks.peers.pytorch_examples"),
 }
 JAX = ("-m", "benchmarks.peers.jax_command", "--workload", "record")
 Run = dict[str, Any]
 
 
-def check(workload: str) -> None:
-    """Check that a recipe trains the model that the record is of.
-
-    Raises:
-        InputError: it does not; says what differs.
-    """
-    mine, fixed = recipe(workload).options(), recipe("mlp").options()
-    other = [name for name in FIXED if (mine[name] or "bernoulli") != (fixed[name] or "bernoulli")]
-    if other:
-        raise InputError(
-            f"--workload {workload} differs from mlp in {', '.join(other)}: the record is of that "
-            "model and objective"
-        )
-
-
 def run_once(words: argparse.Namespace, seed: int, folder: Path, *, cold: bool = False) -> Run:
     """Run the command as a user would, and judge what it wrote.
 
     Returns:
-        ``seconds``, wall, of the process; ``parts`` of them; ``test_elbo``, of the loaded model,
-        one z per test image; ``epochs`` and ``steady``, images/s.
+        ``seconds``, wall, of the process; ``parts`` of them; ``score``, of the loaded model;
+        ``test_elbo``, as the run told it; ``epochs`` and ``steady``, images/s.
     """
     kernels = Path(tempfile.mkdtemp(dir=folder)) if cold else folder / "kernels"
     out = Path(tempfile.mkdtemp(dir=folder)) / "run"
@@ -72,26 +55,26 @@ def run_once(words: argparse.Namespace, seed: int, folder: Path, *, cold: bool =
     subprocess.run(line, cwd=ROOT, env=env, check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - begun
     told = json.loads((out / "result.json").read_text(encoding="utf-8"))
-    test = load_data(words.data).test.images
     return {
         "seed": seed,
         "seconds": seconds,
         "parts": told["seconds"],
-        "test_elbo": evaluate(load(out), test, seed=EVALUATION + seed).elbo,
+        "score": TRACKS[words.track].judge(out, words.data, seed, words.samples),
+        "test_elbo": told["test_elbo"],
         "epochs": told["epochs"],
         "steady": told["images_per_second"],
         "actual": told["actual"],
     }
 
 
-def judged(elbos: Sequence[float], bar: float = BAR) -> dict[str, Any]:
-    """Test that the mean ELBO over seeds is at least ``bar``: Student's t, one-sided."""
-    found = stats.ttest_1samp(elbos, bar, alternative="greater")
-    interval = stats.ttest_1samp(elbos, bar).confidence_interval(0.95)
+def judged(scores: Sequence[float], bar: float) -> dict[str, Any]:
+    """Test that the mean over seeds is at least ``bar``: Student's t, one-sided."""
+    found = stats.ttest_1samp(scores, bar, alternative="greater")
+    interval = stats.ttest_1samp(scores, bar).confidence_interval(0.95)
     return {
         "bar": bar,
-        "n": len(elbos),
-        "mean": sum(elbos) / len(elbos),
+        "n": len(scores),
+        "mean": sum(scores) / len(scores),
         "low": float(interval.low),
         "high": float(interval.high),
         "p": float(found.pvalue),
@@ -101,19 +84,20 @@ def judged(elbos: Sequence[float], bar: float = BAR) -> dict[str, Any]:
 
 def measure(words: argparse.Namespace, run: Callable[..., Run] = run_once) -> dict[str, Any]:
     """Run all seeds, warm, and some of them cold; give the result to store."""
-    check(words.workload)
+    track = TRACKS[words.track]
+    track.check(words.workload)
     with tempfile.TemporaryDirectory(prefix="vaebench-record-") as name:
         folder = Path(name)
         run(words, 0, folder)  # off the record: it builds the kernels
         warm = []
         for seed in range(words.runs):
             warm.append(run(words, seed, folder))
-            say(f"seed {seed}: {warm[-1]['seconds']:.2f} s, {warm[-1]['test_elbo']:.2f} nats")
+            say(f"seed {seed}: {warm[-1]['seconds']:.2f} s, {warm[-1]['score']:.2f} nats")
         cold = [run(words, seed, folder, cold=True) for seed in range(words.cold)]
-    elbos = [each["test_elbo"] for each in warm]
-    stored = {"seed", "seconds", "test_elbo"}
+    stored = {"seed", "seconds", "score", "test_elbo"}
     return {
         "kind": "record",
+        "track": words.track,
         "schema": SCHEMA,
         **described("auto", load_data(words.data, 1, 1).name, _command(words)),
         "date": time.strftime("%Y-%m-%d"),
@@ -122,7 +106,8 @@ def measure(words: argparse.Namespace, run: Callable[..., Run] = run_once) -> di
         "recipe": {**WORKLOADS[words.workload].settings},
         "options": words.options,
         "epochs": warm[0]["epochs"],
-        "elbo": judged(elbos),
+        "samples": words.samples,
+        "score": judged([each["score"] for each in warm], track.bar),
         "warm": dataclasses.asdict(summary([each["seconds"] for each in warm])),
         "cold": dataclasses.asdict(summary([each["seconds"] for each in cold])) if cold else None,
         "parts": {
@@ -136,8 +121,12 @@ def measure(words: argparse.Namespace, run: Callable[..., Run] = run_once) -> di
 
 
 def _command(words: argparse.Namespace) -> str:
-    parts = ["python -m benchmarks.record --runs", str(words.runs)]
-    parts += ["--workload", words.workload] if words.workload != "record" else []
+    track = TRACKS[words.track]
+    parts = ["python -m benchmarks.record"]
+    parts += ["--track", words.track] if words.track != "elbo" else []
+    parts += ["--runs", str(words.runs)]
+    parts += ["--workload", words.workload] if words.workload != track.workload else []
+    parts += ["--samples", str(words.samples)] if words.samples != track.samples else []
     return " ".join([*parts, *(["--", *words.options] if words.options else [])])
 
 
@@ -163,8 +152,12 @@ def _told(line: Sequence[str]) -> Iterator[tuple[float, float]]:
 
 
 def curves(words: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
-    """That of the record, of the default recipe and of peers."""
-    found, lines = {}, {**CURVES, **({"JAX, the record's recipe": JAX} if has_jax() else {})}
+    """That of the record; and in its first track of the default recipe and of peers."""
+    mine = (*RUN, "--workload", words.workload, *words.options)
+    lines: dict[str, tuple[str, ...]] = {"record": mine}
+    if words.track == "elbo":
+        lines |= {**PEERS, **({"JAX, the record's recipe": JAX} if has_jax() else {})}
+    found = {}
     with tempfile.TemporaryDirectory(prefix="vaebench-record-") as folder:
         for i, (name, line) in enumerate(lines.items()):
             out = ["--out", f"{folder}/{i}"] if "vaebench.train" in line else []
@@ -176,28 +169,37 @@ def curves(words: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
 def parse(argv: list[str]) -> argparse.Namespace:
     """Read the command line; what follows ``--`` goes to ``vaebench.train``."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.record", description=__doc__)
-    parser.add_argument("--runs", type=int, default=FEWEST, help="seeds, a warm process each")
+    parser.add_argument("--track", choices=TRACKS, default="elbo", help="which record")
+    parser.add_argument("--runs", type=int, help="seeds, a warm process each (default: as ruled)")
     parser.add_argument("--cold", type=int, default=3, help="processes that build all kernels")
-    parser.add_argument("--workload", default="record", help="the recipe")
+    parser.add_argument("--workload", help="the recipe (default: the track's own)")
+    parser.add_argument("--samples", type=int, help="z per test image (default: as ruled)")
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--what", default="", help="what is new, in a few words")
     parser.add_argument("--who", default="", help="whose it is")
     parser.add_argument("--curves", action="store_true", help="how the test ELBO rises, too")
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     parser.add_argument("options", nargs="*", help="after --: more options of vaebench.train")
-    return parser.parse_args(argv)
+    words = parser.parse_args(argv)
+    track = TRACKS[words.track]
+    given = {"runs": track.fewest, "workload": track.workload, "samples": track.samples}
+    for name, default in given.items():
+        if getattr(words, name) is None:
+            setattr(words, name, default)
+    return words
 
 
 def in_words(result: dict[str, Any]) -> str:
     """A line for whoever ran it."""
-    elbo, warm = result["elbo"], result["warm"]
-    verdict = "reached" if elbo["reached"] else "NOT reached"
-    few = f"; {FEWEST} runs make a record" if elbo["n"] < FEWEST else ""
+    score, warm, track = result["score"], result["warm"], TRACKS[result["track"]]
+    verdict = "reached" if score["reached"] else "NOT reached"
+    few = f"; {track.fewest} runs make a record" if score["n"] < track.fewest else ""
+    what = "test ELBO" if track.score == "elbo" else "test log-likelihood"
     cold = f", {result['cold']['median']:.1f} s cold" if result["cold"] else ""
     return (
         f"{warm['median']:.2f} s warm{cold}, of which {result['parts']['train']:.2f} training; "
-        f"test ELBO {elbo['mean']:.3f} ({elbo['low']:.3f} to {elbo['high']:.3f}, n = {elbo['n']}): "
-        f"{elbo['bar']} {verdict}, p = {elbo['p']:.2g}{few}"
+        f"{what} {score['mean']:.3f} ({score['low']:.3f} to {score['high']:.3f}, "
+        f"n = {score['n']}): {score['bar']} {verdict}, p = {score['p']:.2g}{few}"
     )
 
 
@@ -217,7 +219,7 @@ def main(argv: list[str]) -> int:
     if words.out:
         store(words.out, result)
     print(in_words(result))
-    return 0 if result["elbo"]["reached"] else 1
+    return 0 if result["score"]["reached"] else 1
 
 
 if __name__ == "__main__":

@@ -16,7 +16,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from report_cuda import cuda
-from report_tables import compare, equality, ladder, peers, records, releases, startup
+from report_tables import (
+    compare,
+    equality,
+    ladder,
+    likelihoods,
+    peers,
+    records,
+    releases,
+    startup,
+)
 from report_words import Result, Results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,6 +66,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "startup": startup,
     "compare": compare,
     "records": records,
+    "likelihoods": likelihoods,
     "releases": releases,
     "cuda": cuda,
 }

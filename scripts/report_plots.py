@@ -30,9 +30,10 @@ def draw_all(results: Results, folder: Path) -> list[Path]:
         "peers": ("suite", peers),
         "equality": ("equality", equality),
     }
-    best = [n for n in results if results[n].get("kind") == "record" and "curves" in results[n]]
-    if best:
-        plots["record"] = (max(best), record)
+    for name, track in (("record", "elbo"), ("record-likelihood", "likelihood")):
+        drawable = [n for n, r in results.items() if r.get("track") == track and "curves" in r]
+        if drawable:
+            plots[name] = (max(drawable, key=lambda n: str(results[n]["date"])), record)
     shipped = [r for r in results.values() if r.get("kind") == "release"]
     if shipped:
         shipped.sort(key=lambda r: str(r["date"]))
@@ -247,7 +248,7 @@ def record(result: Result) -> Figure | None:
     for i, (name, points) in enumerate(result["curves"].items()):
         seconds, elbos = zip(*points, strict=True)
         axes.plot(seconds, elbos, marker=MARKERS[i], label=name)
-    bar = result["elbo"]["bar"]
+    bar = result["score"]["bar"]
     axes.axhline(bar, color="black", linewidth=1, linestyle=":")
     axes.annotate(
         f"{bar}", (1, bar), xycoords=axes.get_yaxis_transform(), xytext=(4, 0),

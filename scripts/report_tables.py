@@ -168,20 +168,29 @@ def _compared(row: Result) -> list[str]:
 
 
 def records(results: Results) -> str:
-    """The records, oldest first."""
+    """The records of the first track, oldest first."""
+    return _track(results, "elbo", "test ELBO")
+
+
+def likelihoods(results: Results) -> str:
+    """Those of the second."""
+    return _track(results, "likelihood", "test log-likelihood")
+
+
+def _track(results: Results, track: str, score: str) -> str:
     found = sorted(
-        (each for each in results.values() if each.get("kind") == "record"),
+        (each for each in results.values() if each.get("track") == track),
         key=lambda each: (each["date"], -each["warm"]["median"]),
     )
     if not found:
         return NOT_YET
     heads = ["date", "seconds, warm (IQR; n)", "cold", "of it training", "epochs"]
-    heads += ["test ELBO (95 % interval)", "p", "what", "who", "machine"]
+    heads += [f"{score} (95 % interval)", "z each", "p", "what", "who", "machine"]
     return table(heads, [_record(each) for each in found])
 
 
 def _record(result: Result) -> list[str]:
-    warm, cold, elbo = result["warm"], result["cold"], result["elbo"]
+    warm, cold, score = result["warm"], result["cold"], result["score"]
     seconds = f"{warm['median']:.2f} ({warm['q1']:.2f} to {warm['q3']:.2f}; {warm['n']})"
     return [
         result["date"],
@@ -189,8 +198,9 @@ def _record(result: Result) -> list[str]:
         f"{cold['median']:.1f}" if cold else "–",
         f"{result['parts']['train']:.2f}",
         str(result["epochs"]),
-        f"{elbo['mean']:.3f} ({elbo['low']:.3f} to {elbo['high']:.3f})",
-        f"{elbo['p']:.1g}",
+        f"{score['mean']:.3f} ({score['low']:.3f} to {score['high']:.3f})",
+        f"{result['samples']:,}",
+        f"{score['p']:.1g}",
         result["what"],
         result["who"],
         machine(result),

@@ -1,5 +1,6 @@
 """The record: what is judged, what is refused, and what is stored."""
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from vaebench.cli.train import main
 from vaebench.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +24,8 @@ def record(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def _run(words: Any, seed: int, folder: Path, *, cold: bool = False) -> dict[str, Any]:
     return {
-        "seed": seed, "seconds": 9.0 if cold else 5 + 0.01 * seed, "test_elbo": -105 - 0.05 * seed,
+        "seed": seed, "seconds": 9.0 if cold else 5 + 0.01 * seed, "test_elbo": -105.0,
+        "score": -105 - 0.05 * seed,
         "parts": {"train": 3.0, "eval": 0.1, "total": 5.0}, "epochs": 5, "steady": 6e4,
         "actual": {"amp": "bf16"},
     }  # fmt: skip
@@ -51,7 +54,9 @@ def test_what_is_stored(record: ModuleType, tmp_path: Path) -> None:
 
 def test_another_model_is_no_record(record: ModuleType) -> None:
     with pytest.raises(InputError, match="iwae differs from mlp in latent_dim, hidden_dim, binar"):
-        record.check("iwae")
+        record.TRACKS["elbo"].check("iwae")
+    with pytest.raises(InputError, match="mlp differs from iwae in binarize"):
+        record.TRACKS["likelihood"].check("mlp")
     assert record.main(["--workload", "pythae"]) == 2
     assert record.main(["--runs", "1"]) == 2
 
@@ -75,9 +80,21 @@ def test_a_run(record: ModuleType, tmp_path: Path) -> None:
     assert found["seconds"] > found["parts"]["train"] > 0
     assert found["epochs"] == 1
     told = sorted(tmp_path.glob("*/run/result.json"))
-    assert found["test_elbo"] == pytest.approx(
-        json.loads(told[0].read_text())["test_elbo"], rel=1e-2
-    )
+    assert found["test_elbo"] == json.loads(told[0].read_text())["test_elbo"]
+    assert found["score"] == pytest.approx(found["test_elbo"], rel=1e-2)
+
+
+def test_the_second_track_is_scored_by_importance_weights(
+    record: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    line = "--workload iwae --data strokes --epochs 1 --batch-size 200 --quiet --device cpu --out"
+    assert main([*line.split(), str(run)]) == 0
+    track = record.TRACKS["likelihood"]
+    likelihoods = [track.judge(run, "strokes", 0, samples) for samples in (1, 20)]
+    assert likelihoods[0] + 1 < likelihoods[1] < 0  # more samples, a higher bound
+    with pytest.raises(InputError, match="parameters: this track allows 1,000"):
+        dataclasses.replace(track, largest=1000).judge(run, "strokes", 0, 1)
 
 
 @pytest.mark.slow
