@@ -1,6 +1,6 @@
 """The record: seconds from a process's start to a good VAE: ``python -m benchmarks.record``.
 
-There are two tracks, see :mod:`benchmarks.tracks`; the rules are in ``benchmarks/RECORDS.md``. Fresh
+There are two tracks, see :mod:`benchmarks.tracks`; ``benchmarks/RECORDS.md`` has the rules. Fresh
 processes, a seed each, run a whole command; the model that each has written is loaded and evaluated
 here, so that no run is taken at its word.
 """
