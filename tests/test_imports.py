@@ -34,11 +34,12 @@ reference fast.layout fast.optimizer fast.step fast.stream fast.parallel fast.ad
     fast.build
 evaluation
 training.history training.schedules training.average training.state training.divergence
-    training.memory training.follow training.inputs training.loop training.fit proof.report
-    proof.rules proof.subject proof.verify proof.pairs runs.storage runs.settings runs.folder
+    training.callbacks training.memory training.follow training.inputs training.numbers
+    training.loop training.fit proof.report proof.rules
+    proof.subject proof.verify proof.pairs runs.storage runs.settings runs.folder
     runs.checkpoints
 plots.options plots.style plots.plane plots.run plots.sheets plots.curves plots.latent
-    plots.manifold plots.explorer plots.album plots
+    plots.manifold plots.explorer plots.film plots.album plots
 cli.streams cli.command cli.arguments cli.summary cli.train cli.evaluate cli.verify
     cli.plot
 train evaluate __main__

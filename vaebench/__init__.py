@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from vaebench.proof.verify import verify as verify
     from vaebench.runs.checkpoints import Checkpoints as Checkpoints
     from vaebench.runs.folder import load as load
+    from vaebench.training.callbacks import Callback as Callback
+    from vaebench.training.callbacks import CSVLog as CSVLog
+    from vaebench.training.callbacks import Frames as Frames
+    from vaebench.training.callbacks import TensorBoard as TensorBoard
     from vaebench.training.fit import fit as fit
     from vaebench.training.history import EpochRecord as EpochRecord
     from vaebench.training.history import History as History
@@ -37,15 +41,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "CSVLog": "training.callbacks",
+    "Callback": "training.callbacks",
     "Checkpoints": "runs.checkpoints",
     "ConvVAE": "models.conv",
     "Dataset": "data.files",
     "DeviceLoader": "data.loader",
     "EpochRecord": "training.history",
     "Evaluation": "evaluation",
+    "Frames": "training.callbacks",
     "History": "training.history",
     "InputError": "errors",
     "Report": "proof.report",
+    "TensorBoard": "training.callbacks",
     "TrainConfig": "config",
     "TrainState": "training.state",
     "TrainingInterrupted": "training.history",
@@ -63,15 +71,19 @@ _MODULES = {
 
 __all__ = [
     "VAE",
+    "CSVLog",
+    "Callback",
     "Checkpoints",
     "ConvVAE",
     "Dataset",
     "DeviceLoader",
     "EpochRecord",
     "Evaluation",
+    "Frames",
     "History",
     "InputError",
     "Report",
+    "TensorBoard",
     "TrainConfig",
     "TrainState",
     "TrainingInterrupted",

@@ -35,7 +35,7 @@ from vaebench.fast.graph import GraphEngine
 from vaebench.models.mlp import VAE
 from vaebench.objective import Objective
 from vaebench.problem import Problem
-from vaebench.training.loop import Numbers
+from vaebench.training.numbers import Numbers
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CAPTURES: list[Any] = [

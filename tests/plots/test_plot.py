@@ -33,7 +33,7 @@ from vaebench.plots.sheets import pick_by_class, spherical
 from vaebench.runs.folder import RunFolder
 
 LATENTS = (2, 20)
-PLAIN = [kind for kind in KINDS if kind != "styles"]  # of a run without labels
+PLAIN = [kind for kind in KINDS if kind not in ("styles", "film")]  # without labels or frames
 IMAGES = [kind for kind in PLAIN if kind != "explore"]
 PLOT = Path(__file__).parents[2] / "scripts" / "plot.py"
 Pixels = npt.NDArray[Any]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vaebench.models.networks import Network
     from vaebench.runs.checkpoints import Checkpoints
     from vaebench.runs.folder import RunFolder
+    from vaebench.training.callbacks import Frames
     from vaebench.training.history import History
     from vaebench.training.state import TrainState
 
@@ -175,6 +176,7 @@ def _fit(
             test_images=(data.test.images, data.test.labels if conditional else None),
             config=config.replace(device=str(device)),
             progress=not config.run.quiet,
+            on_epoch=_film(config, data, folder) if is_main_process() else None,
             on_state=keeper.keep if is_main_process() else None,
             resume=state,
         )
@@ -185,6 +187,26 @@ def _fit(
     if is_main_process():
         keeper.close()
     return history
+
+
+def _film(config: TrainConfig, data: "Dataset", folder: "RunFolder") -> "Frames | None":
+    """What keeps pictures for a film, a hundred at most, if that was asked for."""
+    if not config.run.film:
+        return None
+    from torch import arange
+
+    from vaebench.data.labels import count_classes
+    from vaebench.runs.folder import FRAMES
+    from vaebench.training.callbacks import Frames
+
+    points = Frames.ACROSS**2
+    classes = count_classes(data) if config.network.conditional else 0
+    return Frames(
+        folder.path / FRAMES,
+        data.train.images.shape[1:],
+        y=arange(points) % classes if classes else None,
+        every=-(-config.optimizer.epochs // 100),
+    )
 
 
 def build_model(

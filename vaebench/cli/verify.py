@@ -21,7 +21,7 @@ Exit status 0: equal; 1: not."""
 # What does not matter where nothing is trained.
 _WITHOUT = (
     *("epochs", "batch_sizes", "patience", "schedule", "warmup", "beta_schedule", "beta_epochs"),
-    *("holdout", "engine", "out", "checkpoint_every", "resume", "plot"),
+    *("holdout", "engine", "out", "checkpoint_every", "resume", "plot", "film"),
 )
 
 

@@ -360,6 +360,10 @@ class RunConfig:
         None, "go on with the run in this folder, with the options it began with", metavar="RUN"
     )
     plot: bool = option(False, "draw pictures of the run into its folder at the end")
+    film: bool = option(
+        False,
+        "keep a picture of the same latent points after each epoch, for vaebench plot RUN film",
+    )
     quiet: bool = option(False, "print warnings and errors only")
 
     def __post_init__(self) -> None:
@@ -373,4 +377,5 @@ class RunConfig:
         for name in ("out", "resume"):
             _check_text_or_none(name, getattr(self, name))
         check_switch("--plot", self.plot)
+        check_switch("--film", self.film)
         check_switch("--quiet", self.quiet)

@@ -10,6 +10,7 @@ from vaebench.errors import InputError
 from vaebench.plots import style
 from vaebench.plots.curves import draw_curves
 from vaebench.plots.explorer import make_page
+from vaebench.plots.film import make_film
 from vaebench.plots.latent import draw_latent
 from vaebench.plots.manifold import draw_manifold
 from vaebench.plots.options import Options, UnsuitedError, choose
@@ -21,6 +22,7 @@ from vaebench.plots.sheets import (
     draw_styles,
     draw_traversals,
 )
+from vaebench.runs.folder import FRAMES
 
 CHARTS = ("latent", "curves")  # drawn in a few colours; the others may show coloured images
 OF_ONE_RUN: dict[str, Callable[[Run, Options], Figure]] = {
@@ -47,8 +49,8 @@ def fill(
     out = style.writable_folder(out or folders[0] / "pictures")
     files = []
     for kind in kinds:
-        if kind == "styles" and kind not in words and not runs[0].classes:
-            continue  # nobody who trained without labels misses it
+        if kind not in words and _nobody_misses(kind, runs[0]):
+            continue
         try:
             files.append(_draw_one(kind, runs, out, options))
         except UnsuitedError as reason:
@@ -58,9 +60,18 @@ def fill(
     return files
 
 
+def _nobody_misses(kind: str, run: Run) -> bool:
+    """Whether it is of what the training was not asked for: labels, or a film."""
+    return (kind == "styles" and not run.classes) or (
+        kind == "film" and not (run.folder / FRAMES).exists()
+    )
+
+
 def _draw_one(kind: str, runs: list[Run], out: Path, options: Options) -> Path:
     if kind == "explore":
         return style.write(make_page(runs[0]).encode(), out / "explore.html")
+    if kind == "film":
+        return style.write(make_film(runs[0]), out / "film.gif")
     with style.look():
         figure = draw_curves(runs) if kind == "curves" else OF_ONE_RUN[kind](runs[0], options)
         return style.write(style.png(figure, few_colours=kind in CHARTS), out / f"{kind}.png")

@@ -13,6 +13,7 @@ KINDS = (
     "interpolate",
     "traverse",
     "curves",
+    "film",
     "explore",
 )
 LATENTS = ("mean", "sample")

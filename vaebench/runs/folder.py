@@ -5,6 +5,7 @@
     metrics.jsonl       one line per epoch
     model.safetensors   the parameters and buffers, replaced whole after every epoch
     best.safetensors    those of the epoch that scored best on the images held out, if there are any
+    frames/             with --film, a picture of the same latent points after every epoch
     result.json         the summary, written at the end
 
 An epoch is finished when its checkpoint is there; its line and its model are written after that,
@@ -41,7 +42,7 @@ from vaebench.runs.storage import (
 )
 
 METRICS, MODEL, BEST = "metrics.jsonl", "model.safetensors", "best.safetensors"
-LOCK = ".vaebench.lock"
+LOCK, FRAMES = ".vaebench.lock", "frames"
 # What a file system without locks answers.
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 

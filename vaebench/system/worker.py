@@ -8,8 +8,8 @@ import ctypes
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
-from queue import SimpleQueue
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -83,6 +83,8 @@ class Worker:
         self.threads = torch.get_num_threads()
         self._handlers: dict[int, Any] = {}
         self._calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
+        # What the thread wants the caller to do meanwhile; None when its own work is done.
+        self._asked: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="vaebench-training", daemon=True)
 
     def __enter__(self) -> "Worker":
@@ -109,8 +111,20 @@ class Worker:
         """Run ``work`` in the thread and give its result, or raise what it raised."""
         future: Future[T] = Future()
         self._calls.put((work, future))
-        while not wait((future,), LONGEST_WAIT).done:
-            pass
+        future.add_done_callback(lambda _: self._asked.put(None))
+        while True:
+            try:
+                job = self._asked.get(timeout=LONGEST_WAIT)
+            except Empty:
+                continue
+            if job is None:
+                return future.result()
+            _do(*job)
+
+    def ask(self, work: Callable[[], T]) -> T:
+        """From amid the work: let the calling thread run something, and give its result."""
+        future: Future[T] = Future()
+        self._asked.put((work, future))
         return future.result()
 
     def _interrupt(self, number: int, frame: Any) -> None:
@@ -129,12 +143,15 @@ class Worker:
         for call in self.prepare:
             call()
         while (job := self._calls.get()) is not None:
-            work, future = job
-            try:
-                future.set_result(work())
-            except BaseException as error:
-                future.set_exception(error)
-            del work, future, job
+            _do(*job)
+            del job
+
+
+def _do(work: Callable[[], Any], future: "Future[Any]") -> None:
+    try:
+        future.set_result(work())
+    except BaseException as error:
+        future.set_exception(error)
 
 
 def _raises_at_once(handler: Any) -> bool:

@@ -24,8 +24,9 @@ from vaebench.system.device import resolve_device, synchronize
 from vaebench.system.distributed import Group, count
 from vaebench.system.timing import count_flops
 from vaebench.system.worker import Worker, after_fork
+from vaebench.training.callbacks import Callback, OnEpoch, as_callbacks
 from vaebench.training.follow import Follower
-from vaebench.training.history import EpochRecord, History, TrainingInterrupted
+from vaebench.training.history import History, TrainingInterrupted
 from vaebench.training.inputs import Inputs, Test
 from vaebench.training.loop import Loop, Plan
 from vaebench.training.memory import explaining_memory
@@ -48,7 +49,7 @@ def fit(
     compile: bool | None = None,
     amp: str | bool | None = None,
     progress: bool = False,
-    on_epoch: Callable[[EpochRecord], None] | None = None,
+    on_epoch: OnEpoch = None,
     on_state: Callable[[TrainState], object] | None = None,
     resume: TrainState | None = None,
     config: TrainConfig | None = None,
@@ -56,7 +57,7 @@ def fit(
 ) -> History:
     """Train ``model`` in place by maximising the ELBO, or the importance-weighted bound.
 
-    Between epochs each part is in its own mode, and changes act from the next on. The processes of
+    Between epochs each part is in its own mode, and changes act from the next on. Processes of
     torch.distributed train together, each by this call; the first one's weights count.
 
     Args:
@@ -66,8 +67,7 @@ def fit(
         labels: (N, ...) handed to the model: ``encode(x, y)``, ``decode(z, y)``.
         test_images: evaluated after each epoch; a pair (images, labels) where there are labels.
         epochs: passes over the images (10).
-        batch_size: images per step (128), at most N, or of each epoch in turn; a short last batch
-            is trained on.
+        batch_size: images per step (128), or of each epoch's; a short last batch is trained on.
         lr: learning rate (0.001); as ``beta`` also a number for each epoch, or a function of the
             time since training began, in epochs, which is asked twenty times an epoch.
         seed: of order, noise and the model's own draws (0), not of its initial weights. One seed,
@@ -75,7 +75,8 @@ def fit(
         compile: compile the whole step (False). Where that is impossible, warn and train eagerly.
         amp: ``"auto"`` or True (bf16 autocast where it is measured to pay), or ``"bf16"``.
         progress: show a bar on stderr.
-        on_epoch: called after each epoch with its record, in the calling thread.
+        on_epoch: a function that gets each epoch's record, in the calling thread; or a
+            :class:`vaebench.Callback`, or a list of these.
         on_state: called before that with what it takes to go on; see :class:`vaebench.Checkpoints`.
         resume: go on from this state, to the same bits; ``epochs`` counts those already done.
         config: settings, in place of the defaults above; arguments go before it.
@@ -90,27 +91,19 @@ def fit(
         ResourceError: memory ran out; says which batch size fits.
         TrainingInterrupted: Ctrl-C, after the epoch under way.
     """
-    _check_callbacks(on_epoch=on_epoch, on_state=on_state)
-    each = isinstance(batch_size, list | tuple)
-    sizes = {"batch_sizes" if each else "batch_size": batch_size}
-    everyday = {"epochs": epochs, **sizes, "lr": lr, "seed": seed}
+    everyday = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
     given, schedules = _apart({**_given(everyday, compile, amp), **options})
     config = configured(config, given)
     training = Training(config, model, images, labels, test_images, schedules)
-    return training.run(progress, on_epoch, on_state, resume)
-
-
-def _check_callbacks(**callbacks: object) -> None:
-    given_to = {"on_epoch": "EpochRecord", "on_state": "TrainState"}
-    for name, call in callbacks.items():
-        if call is not None and not callable(call):
-            raise InputError(f"{name} is {call!r}: it must be a function of one {given_to[name]}")
+    return training.run(progress, as_callbacks(on_epoch), on_state, resume)
 
 
 def _given(
     everyday: dict[str, Any], compile: bool | None, amp: str | bool | None
 ) -> dict[str, Any]:
     """Give the everyday keywords that are not None, as a config has them."""
+    if isinstance(everyday["batch_size"], list | tuple):
+        everyday["batch_sizes"] = everyday.pop("batch_size")
     everyday = {**everyday, "compile": compile, "amp": amp if amp is not True else "auto"}
     given = {name: value for name, value in everyday.items() if value is not None}
     if amp is False:
@@ -213,11 +206,13 @@ class Training:
     def run(
         self,
         progress: bool,
-        on_epoch: Callable[[EpochRecord], None] | None,
+        callbacks: Sequence[Callback],
         on_state: Callable[[TrainState], object] | None,
         resume: TrainState | None,
     ) -> History:
         """Train; see :func:`fit`."""
+        if on_state is not None and not callable(on_state):
+            raise InputError(f"on_state is {on_state!r}: it must be a function of one TrainState")
         config, device = self.config, self.device
         prepare, settings = thread_settings(config.fast, device)
         history = History(
@@ -246,7 +241,7 @@ class Training:
             self.inputs.test,
             self.inputs.held_out,
             progress,
-            on_epoch,
+            callbacks,
             on_state,
             self.changing,
         )

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -14,25 +14,23 @@ from tqdm.auto import tqdm
 
 from vaebench.config import OptimizerConfig
 from vaebench.data.binarize import Sampler
+from vaebench.engine import Sums
 from vaebench.errors import TrainingError
 from vaebench.evaluation import evaluate
 from vaebench.models.snapshot import modes_kept
-from vaebench.problem import Problem
 from vaebench.system.distributed import Group
-from vaebench.system.random import MODEL, TRAINING, random_stream
 from vaebench.system.threads import waited_seconds
 from vaebench.system.worker import Worker
 from vaebench.training.average import Average
+from vaebench.training.callbacks import Block, Callback, Running, told_of_blocks
 from vaebench.training.divergence import Snapshot, is_finite
 from vaebench.training.follow import Follower
 from vaebench.training.history import Best, EpochRecord, History
 from vaebench.training.inputs import Judged
+from vaebench.training.numbers import Numbers
 from vaebench.training.schedules import Schedule
 from vaebench.training.state import TrainState
 
-# How often the progress bar moves in an epoch; an engine is called once per move. One that likes
-# to be handed more steps at once is called less often.
-MOVES_PER_EPOCH = 20
 # Seconds of a training, and the share of its threads' time that went to waiting for a core, from
 # which on the user is told.
 TOLD_AFTER, DISTURBED = 5.0, 0.1
@@ -55,7 +53,7 @@ class Plan:
     test: Judged | None
     held_out: Judged | None
     progress: bool
-    on_epoch: Callable[[EpochRecord], None] | None
+    callbacks: Sequence[Callback]
     on_state: Callable[[TrainState], object] | None
     changing: bool = False
 
@@ -90,6 +88,8 @@ class Loop:
         decay = plan.optimizer.ema_decay
         self.average = Average(self.model, decay) if decay else None
         self.numbers = Numbers(follower.problem, plan.seed, group.rank if group else 0)
+        self.running = Running(self.model, history, self._state)
+        self.blocks = told_of_blocks(plan.callbacks)
 
     def run(self, stopped: Callable[[], bool], resume: TrainState | None) -> None:
         """Train, from a state on if one is given, until all epochs are done or ``stopped()``."""
@@ -100,6 +100,8 @@ class Loop:
             if self.average:
                 self.average.load(resume.average)
         waited, trained = waited_seconds(), history.seconds["train"]
+        for callback in plan.callbacks:
+            callback.on_start(self.running)
         with _bar(self.numbers.images, plan, len(history.epochs)) as bar:
             while len(history.epochs) < plan.epochs and not self._gives_up():
                 record = self.worker.run(lambda: self._epoch(bar, stopped))
@@ -108,15 +110,20 @@ class Loop:
                 history.epochs.append(record)
                 self._keep_best(record)
                 if plan.on_state:
-                    engine = self.follower.engine
-                    average = self.average.values if self.average else {}
-                    state = TrainState.of(self.model, engine, generators, history, average)
-                    plan.on_state(state)
-                if plan.on_epoch:
-                    plan.on_epoch(record)
+                    plan.on_state(self._state())
+                for callback in plan.callbacks:
+                    callback.on_epoch(self.running, record)
         if self.average:
             self.average.show()
         history.notes += _disturbed(waited_seconds() - waited, history.seconds["train"] - trained)
+        for callback in plan.callbacks:
+            callback.on_end(self.running)
+
+    def _state(self) -> TrainState:
+        """All that the training is after its last epoch."""
+        average = self.average.values if self.average else {}
+        generators, engine = self.numbers.generators, self.follower.engine
+        return TrainState.of(self.model, engine, generators, self.history, average)
 
     def _epoch(self, bar: "tqdm[NoReturn]", stopped: Callable[[], bool]) -> EpochRecord | None:
         """Train one epoch and test; None if the training is to end before it."""
@@ -165,6 +172,8 @@ class Loop:
                     self.average.add(math.ceil(len(order) / numbers.batch_size), before)
                 done += len(order)
                 bar.update(len(order))
+                if self.blocks:
+                    self._tell(epoch - 1 + done / numbers.images, sums[-1])
         # Turning sums into floats waits for the device: only after it is the clock's reading true.
         recon = sum(torch.stack([part.recon for part in sums]).tolist()) / numbers.images
         kl = sum(torch.stack([part.kl for part in sums]).tolist()) / numbers.images
@@ -176,10 +185,22 @@ class Loop:
         bar.set_postfix(elbo=f"{recon - kl:.2f}", refresh=False)
         return EpochRecord(epoch, recon - kl, None, recon, kl, seconds, numbers.images / seconds)
 
+    def _tell(self, time: float, sums: Sums) -> None:
+        """Tell callbacks of the steps up to now, in the calling thread, which has its own draws."""
+        recon, kl = (float(t) / sums.images for t in (sums.recon, sums.kl))
+        block = Block(time, recon - kl, recon, kl)
+
+        def tell() -> None:
+            for callback in self.blocks:
+                callback.on_step_block(self.running, block)
+
+        with self.numbers.callers_draws():
+            self.worker.ask(tell)
+
     @property
     def _at_once(self) -> int:
-        """Steps to hand over at once; where anything changes on the way, whatever the engine."""
-        return 1 if self.plan.changing else self.follower.engine.steps_at_once
+        """Steps to hand over at once; where anything happens on the way, whatever the engine."""
+        return 1 if self.plan.changing or self.blocks else self.follower.engine.steps_at_once
 
     def _steps_before(self, epoch: int) -> int:
         """Steps of all epochs before this one."""
@@ -233,8 +254,14 @@ class Loop:
         self.history.best = Best(record.epoch, elbo, weights)
 
     def _gives_up(self) -> bool:
-        """Whether ``patience`` has run out; then it is said."""
+        """Whether a callback, or ``patience``, ends the training; then it is said."""
         patience, history = self.plan.optimizer.patience, self.history
+        if self.running.stopped is not None:
+            history.stopped_early = True
+            history.notes.append(
+                f"stopped after epoch {len(history.epochs)}: {self.running.stopped}"
+            )
+            return True
         if not patience or not history.best:
             return False
         best = history.best
@@ -245,90 +272,6 @@ class Loop:
                 f"the held-out images than epoch {best.epoch}'s, {best.elbo:.2f}"
             )
         return history.stopped_early
-
-
-class Numbers:
-    """The random numbers of a training: each epoch's order and noise, from one stream."""
-
-    def __init__(self, problem: Problem, seed: int, rank: int = 0) -> None:
-        self.images = len(problem.images)
-        self.latent_dim, self.samples = problem.latent_dim, problem.objective.samples
-        self.take(problem.batch_size)
-        device = problem.device
-        self.generator = random_stream(seed, TRAINING, device)
-        self.models = [
-            random_stream(seed, MODEL, each, rank)
-            for each in dict.fromkeys((torch.device("cpu"), device))
-        ]
-        # All there are: what a resume puts back.
-        self.generators = {"training": self.generator}
-        self.generators |= {f"model.{g.device.type}": g for g in self.models}
-        self.before = self.generator.get_state()
-        self.models_before = [g.get_state() for g in self.models]
-
-    def take(self, batch_size: int) -> None:
-        """Cut batches of this size from now on."""
-        self.batch_size = batch_size
-        self.steps = math.ceil(self.images / batch_size)  # per epoch
-        self.piece = math.ceil(self.steps / MOVES_PER_EPOCH) * batch_size
-
-    @contextlib.contextmanager
-    def model_draws(self) -> Iterator[None]:
-        """Let what the model draws for itself (dropout) come from streams of this training's own.
-
-        Outside, torch's own generators are the caller's.
-        """
-        self.models_before = [g.get_state() for g in self.models]
-        defaults = [_default_generator(g.device) for g in self.models]
-        callers = [default.get_state() for default in defaults]
-        for default, own in zip(defaults, self.models, strict=True):
-            default.set_state(own.get_state())
-        try:
-            yield
-        finally:
-            for default, own, state in zip(defaults, self.models, callers, strict=True):
-                own.set_state(default.get_state())
-                default.set_state(state)
-
-    def epoch(self, at_once: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """Draw an epoch; give it in chunks of whole batches, so that a progress bar can move.
-
-        Of several samples per image the noise is drawn chunk by chunk: k = 50 of an epoch's 60,000
-        images would be 600 MB.
-
-        Args:
-            at_once: chunks are of a multiple of so many batches, the last one aside; but not of
-                several samples per image, since what is drawn must not depend on the engine.
-        """
-        self.before = self.generator.get_state()
-        device = self.generator.device
-        order = torch.randperm(self.images, generator=self.generator, device=device)
-        chunk = self.piece
-        if self.samples == 1:
-            noise = self._draw(self.images)
-            chunk = math.ceil(chunk // self.batch_size / at_once) * at_once * self.batch_size
-            yield from zip(order.split(chunk), noise.split(chunk), strict=True)
-        else:
-            for part in order.split(chunk):
-                yield part, self._draw(len(part), self.samples)
-
-    def same_epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Draw the same epoch again, and give it batch by batch."""
-        self.generator.set_state(self.before)
-        for generator, state in zip(self.models, self.models_before, strict=True):
-            generator.set_state(state)
-        for order, noise in self.epoch():
-            yield from zip(order.split(self.batch_size), noise.split(self.batch_size), strict=True)
-
-    def _draw(self, *sizes: int) -> Tensor:
-        shape = (*sizes, self.latent_dim)
-        return torch.randn(shape, generator=self.generator, device=self.generator.device)
-
-
-def _default_generator(device: torch.device) -> torch.Generator:
-    if device.type == "cuda":
-        return torch.cuda.default_generators[device.index or 0]
-    return torch.default_generator
 
 
 def _disturbed(waited: float, trained: float) -> list[str]:
