@@ -71,7 +71,7 @@ TRACKS = {
         ("network", "latent_dim", "hidden_dim", "likelihood", "sigma", "binarize", "conditional"),
     ),
     "likelihood": Track(
-        *("likelihood", "log_likelihood", -86.8, 5, 5000, "iwae"),
+        *("likelihood", "log_likelihood", -86.8, 3, 1000, "iwae"),
         ("likelihood", "binarize", "conditional"),
         largest=2_000_000,
     ),

@@ -45,7 +45,9 @@ class Textbook:
     k: int = 1
     iwae: bool = False
     sigma: float = 0.0
-    rate: Callable[[float], float] | None = None  # by the share of one epoch that is done
+    # By the share of one epoch that is done: learning rate, and the KL's weight.
+    rate: Callable[[float], float] | None = None
+    beta: Callable[[float], float] = lambda done: 1.0
 
 
 def _adam(lr: float, eps: float = 1e-8, beta2: float = 0.999) -> Any:
@@ -55,6 +57,11 @@ def _adam(lr: float, eps: float = 1e-8, beta2: float = 0.999) -> Any:
 def _falling(done: float) -> float:
     """6e-3 within half an epoch, from a hundredth of it; and straight down to 0 all the while."""
     return 6e-3 * min(1, 0.01 + 0.99 * done / 0.5) * (1 - done)
+
+
+def _slowly(done: float) -> float:
+    """3e-3 in proportion, from a hundredth of it; and straight down to 0 all the while."""
+    return 3e-3 * (0.01 + 0.99 * done) * (1 - done)
 
 
 def _adagrad(p: Any) -> Any:
@@ -81,6 +88,11 @@ TEXTBOOK = {
     "iwae k=5": replace(IWAE, args="--samples 5", k=5),
     "iwae k=5 iwae": replace(IWAE, args="--samples 5 --objective iwae", k=5, iwae=True),
     "record": Textbook([784, 400, 20], RELU, 64, _adam(6e-3, beta2=0.98), "none", rate=_falling),
+    "likelihood": Textbook(
+        *([784, 500, 500, 40], RELU, 128, _adam(3e-3), "dynamic"),
+        rate=_slowly,
+        beta=lambda done: done / 20,
+    ),
     "pythae": Textbook([784, 400, 40], RELU, 100, _adam(1e-4), "static"),
 }
 
@@ -116,7 +128,9 @@ def _layers(book: Textbook) -> nn.ModuleDict:
     )
 
 
-def _loss(net: nn.ModuleDict, book: Textbook, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+def _loss(
+    net: nn.ModuleDict, book: Textbook, x: Tensor, eps: Tensor, beta: float
+) -> tuple[Tensor, Tensor]:
     """(loss, ELBO summed over the batch)."""
     h = net["encoder"](x)
     q = Normal(net["mu"](h), (net["logvar"](h) / 2).exp())
@@ -131,10 +145,11 @@ def _loss(net: nn.ModuleDict, book: Textbook, x: Tensor, eps: Tensor) -> tuple[T
             recon = Bernoulli(logits=out, validate_args=False).log_prob(x).sum(1)
         recons.append(recon)
         log_ws.append(recon + prior.log_prob(z).sum(1) - q.log_prob(z).sum(1))
-    elbo = sum(recons, torch.zeros(len(x))) / book.k - kl_divergence(q, prior).sum(1)
+    recon, kl = sum(recons, torch.zeros(len(x))) / book.k, kl_divergence(q, prior).sum(1)
+    elbo = recon - kl
     if book.iwae:
         return -(torch.stack(log_ws).logsumexp(0) - math.log(book.k)).mean(), elbo.sum()
-    return -elbo.mean(), elbo.sum()
+    return (beta * kl - recon).mean(), elbo.sum()
 
 
 def _train(book: Textbook, grey: Tensor) -> tuple[float, nn.ModuleDict]:
@@ -159,9 +174,10 @@ def _train(book: Textbook, grey: Tensor) -> tuple[float, nn.ModuleDict]:
     )
     batches = zip(order.split(book.batch), noise.split(book.batch), strict=True)
     for step, (index, eps) in enumerate(batches):
+        done = step * book.batch / len(x)
         if book.rate:
-            optimizer.param_groups[0]["lr"] = book.rate(step * book.batch / len(x))
-        loss, elbo = _loss(net, book, x[index], eps)
+            optimizer.param_groups[0]["lr"] = book.rate(done)
+        loss, elbo = _loss(net, book, x[index], eps, book.beta(done))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
