@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from vaebench.cli.command import SPINS
+
 # Of several processes that share the tests, each has a core of its own: threads that wait for one
 # another's cores would take many times as long. Set before torch is imported.
 _worker = os.environ.get("PYTEST_XDIST_WORKER")
@@ -18,6 +20,8 @@ if _worker and hasattr(os, "sched_setaffinity"):
 # Compiling in this process, one kernel after another: worker processes have been seen to hang
 # tests. Set before torch is imported.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+# As the commands have it: threads that wait for one that others keep from its core soon sleep.
+os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 MOST_PROCESSES = 4  # each holds a torch of its own
 

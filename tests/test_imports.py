@@ -176,7 +176,8 @@ def test_training_needs_no_torchvision_no_matplotlib_no_cuda() -> None:
         "vaebench.fit(vaebench.VAE((4, 4)), torch.zeros(8, 4, 4), batch_size=4, device='cpu')\n"
         "assert not torch.cuda.is_initialized()"
     )
-    assert not loaded & {"torchvision", "matplotlib"}
+    # The compiler takes longer to load than all else that a short training does beside training.
+    assert not loaded & {"torchvision", "matplotlib", "torch._dynamo"}
 
 
 def test_every_public_name_is_there() -> None:

@@ -4,7 +4,7 @@ import sys
 from importlib import import_module
 
 from vaebench import __version__
-from vaebench.cli.command import run
+from vaebench.cli.command import alone, run
 from vaebench.errors import InputError
 
 # Each is the module of this name in vaebench/cli, whose ``main`` takes the arguments after it.
@@ -39,5 +39,10 @@ def _answer(argv: list[str]) -> int:
     raise InputError(f"{named}: choose from {', '.join(COMMANDS)} (--help says what each does)")
 
 
+def entry() -> int:
+    """Be the console script."""
+    return alone(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry())

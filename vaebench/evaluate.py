@@ -11,6 +11,7 @@ if __name__ != "__main__":
 
 import sys
 
+from vaebench.cli.command import alone
 from vaebench.cli.evaluate import main
 
-sys.exit(main())
+sys.exit(alone(main))

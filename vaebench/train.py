@@ -2,7 +2,8 @@
 
 import sys
 
+from vaebench.cli.command import alone
 from vaebench.cli.train import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(alone(main))

@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -89,7 +90,7 @@ def test_the_console_script_is_this_door() -> None:
     scripts = importlib.metadata.entry_points(group="console_scripts", name="vaebench")
     for script in scripts:  # none in an environment that was set up before there was one
         assert script.load() is main
-    assert 'vaebench = "vaebench.__main__:main"' in (ROOT / "pyproject.toml").read_text()
+    assert 'vaebench = "vaebench.__main__:entry"' in (ROOT / "pyproject.toml").read_text()
 
 
 def test_train_evaluate_and_plot(tmp_path: Path) -> None:
@@ -107,3 +108,25 @@ def test_train_evaluate_and_plot(tmp_path: Path) -> None:
     assert json.loads((run / "evaluation.json").read_text())["images"] == 20
     assert done.stdout == f"{run / 'pictures' / 'curves.png'}\n"
     assert _run("evaluate", tmp_path).returncode == 2
+
+
+def test_a_process_of_its_own_is_set_up_before_torch_is_loaded() -> None:
+    """And nobody else's: neither by importing, nor by calling ``main``."""
+    program = (
+        "import gc, os, sys\n"
+        "import vaebench.cli.train\n"
+        "from vaebench.__main__ import main\n"
+        "def told(): return os.environ.get('GOMP_SPINCOUNT'), gc.get_threshold()[0]\n"
+        "before = told()\n"
+        "main(['--version'])\n"
+        "assert told() == before, told()\n"
+        "from vaebench.cli.command import alone\n"
+        "assert alone(lambda: print(*told(), 'torch' in sys.modules) or 3) == 3\n"
+    )
+    for given, spins in (({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7")):
+        names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+        env = {name: value for name, value in os.environ.items() if name not in names}
+        line = [sys.executable, "-c", program]
+        env |= given
+        ran = subprocess.run(line, env=env, capture_output=True, text=True, check=True)
+        assert ran.stdout.splitlines()[1] == f"{spins} 200000 False"

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from vaebench.errors import InputError
+from vaebench.models.conv import ConvVAE
 from vaebench.system import device, info, start, threads, timing
 from vaebench.training import loop
 
@@ -124,6 +126,23 @@ def test_best_seconds_keeps_its_budget() -> None:
 
 def test_counted_flops_are_those_of_the_product() -> None:
     assert timing.count_flops(lambda: torch.ones(3, 5) @ torch.ones(5, 7)) == 2 * 3 * 5 * 7
+
+
+def test_flops_are_counted_as_torch_counts_them() -> None:
+    """Whose counter loads the compiler, which a command would wait for."""
+    model, x = ConvVAE(), torch.rand(4, 28, 28)
+    attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def work() -> None:
+        mu, logvar = model.encode(x)
+        queries = torch.rand(2, 5, 8)
+        (model.decode(mu).sum() + logvar.sum()).backward()
+        attention(queries, queries, queries)[0].sum().backward()
+
+    found = timing.count_flops(work)
+    with FlopCounterMode(display=False) as counter:
+        work()
+    assert found == counter.get_total_flops() > 1e6
 
 
 def test_peak_and_fingerprint() -> None:
