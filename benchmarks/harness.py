@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from vaebench import Dataset, InputError, TrainConfig, load_dataset, load_mnist
 from vaebench.config import recipe
 from vaebench.data.binarize import binarize
+from vaebench.data.files import ImageSet
 from vaebench.engine import Engine, Sums
 from vaebench.models.networks import Network, make_network
 from vaebench.models.protocol import likelihood_of
@@ -61,9 +62,12 @@ def load_data(name: str = "auto", images: int | None = None, tests: int | None =
             if os.environ.get("VAEBENCH_DATA"):  # somebody meant to measure on it
                 raise
             data = load_dataset("strokes")
-    train = type(data.train)(data.train.images[:images].clone())
-    test = type(data.test)(data.test.images[:tests].clone())
-    return Dataset(data.name, train, test)
+    return Dataset(data.name, _first(data.train, images), _first(data.test, tests))
+
+
+def _first(part: ImageSet, count: int | None) -> ImageSet:
+    labels = None if part.labels is None else part.labels[:count].clone()
+    return ImageSet(part.images[:count].clone(), labels)
 
 
 def new_model(seed: int = 0, config: TrainConfig = DEFAULT, **given: Any) -> Network:
@@ -86,17 +90,25 @@ def pixels(images: Tensor, config: TrainConfig) -> Tensor:
 
 
 def problem_of(
-    model: nn.Module, images: Tensor, config: TrainConfig, device: torch.device
+    model: nn.Module,
+    images: Tensor,
+    config: TrainConfig,
+    device: torch.device,
+    labels: Tensor | None = None,
 ) -> Problem:
     """Give what ``fit`` would train."""
     aim = config.objective
     kind = aim.likelihood or likelihood_of(model)
     objective = Objective(kind, aim.sigma, aim.beta, aim.bound, aim.samples)
-    return Problem.of(model, images, objective, config.optimizer, device)
+    return Problem.of(model, images, objective, config.optimizer, device, labels=labels)
 
 
 def build(
-    model: nn.Module, images: Tensor, config: TrainConfig, device: torch.device
+    model: nn.Module,
+    images: Tensor,
+    config: TrainConfig,
+    device: torch.device,
+    labels: Tensor | None = None,
 ) -> tuple[Engine, dict[str, Any], list[str]]:
     """Build the engine that ``fit`` would train with, warmed up.
 
@@ -105,7 +117,7 @@ def build(
     Returns:
         The engine, what it really is, and why that is not what was asked for.
     """
-    built = Follower(problem_of(model, images, config, device), config, None)
+    built = Follower(problem_of(model, images, config, device, labels), config, None)
     return built.engine, {"engine": config.run.engine, **built.actual}, built.notes
 
 

@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 from benchmarks.harness import BATCH, LEARNING_RATE, memory_of, new_model, numbers, restorer
 from vaebench.data.images import gather
+from vaebench.engine import Sums
 from vaebench.models.networks import Network
+from vaebench.objective import elbo_terms
+from vaebench.problem import Problem
 
 
 class TextbookVAE(nn.Module):
@@ -52,6 +55,33 @@ class Eager:
             self.optimizer.step()
             total += loss.detach()
         return -float(total) / len(self.order)
+
+
+class Loop:
+    """The same for any module, of vaebench's own loss; what it is trained on is a problem.
+
+    It is called as an engine is; see :class:`vaebench.engine.Engine`.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        lr = problem.optimizer.lr
+        self.optimizer = torch.optim.Adam(problem.params, lr=lr, fused=True)
+
+    def epoch(self, order: Tensor, noise: Tensor) -> Sums:
+        """Train on the images at ``order``."""
+        problem, size = self.problem, self.problem.batch_size
+        problem.model.train()
+        totals = torch.zeros(2, dtype=torch.float64, device=problem.device)
+        for index, eps in zip(order.split(size), noise.split(size), strict=True):
+            x = gather(problem.images, index)
+            y = () if problem.labels is None else (problem.labels.index_select(0, index),)
+            recon, kl = elbo_terms(problem.vae, problem.objective, x, eps, *y)
+            self.optimizer.zero_grad()
+            problem.objective.loss(recon, kl).backward()
+            self.optimizer.step()
+            totals += torch.stack((recon.detach().sum(), kl.detach().sum()))
+        return Sums(totals[0], totals[1], len(order))
 
 
 def make(images: Tensor, count: int, device: torch.device, compile: bool = False) -> Eager:
