@@ -129,4 +129,4 @@ def test_a_process_of_its_own_is_set_up_before_torch_is_loaded() -> None:
         line = [sys.executable, "-c", program]
         env |= given
         ran = subprocess.run(line, env=env, capture_output=True, text=True, check=True)
-        assert ran.stdout.splitlines()[1] == f"{spins} 200000 False"
+        assert ran.stdout.splitlines()[1] == f"{spins} 50000 False"

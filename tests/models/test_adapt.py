@@ -43,6 +43,15 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
         failing(lambda s, x: tuple([_heads(s, x)[0], nn.functional.softplus(_heads(s, x)[1])])),
         "squashed to be above 0, and so is no logvar.*adapt",
     ),
+    # arkrp/vae-lab's is 0.05 + |h|, and was once trained as a logvar.
+    "a size with no name": (
+        failing(lambda s, x: tuple([_heads(s, x)[0], 0.05 + _heads(s, x)[1].abs()])),
+        "encode gave a last value that is never below 0, and so is no logvar.*adapt",
+    ),
+    "a square": (
+        failing(lambda s, x: tuple([_heads(s, x)[0], s.fc1(x.flatten(1))[:, :3].square()])),
+        "never below 0",
+    ),
     "nothing": (failing(lambda s, x: None), "encode gave a NoneType"),
     "an attribute that is not there": (
         failing(lambda s, x: s.absent(x)),

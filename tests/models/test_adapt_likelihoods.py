@@ -41,6 +41,7 @@ FORMS = {
     "normal": lambda mean, logvar: Normal(mean, torch.exp(0.5 * logvar)),
     "output": lambda mean, logvar: (Output(loc=mean, scale=torch.exp(0.5 * logvar)), mean[:, :2]),
     "variance": lambda mean, logvar: {"mu": mean, "sigma2": logvar.exp()},
+    "stdev": lambda mean, logvar: {"mean": mean, "stdev": torch.exp(0.5 * logvar)},
 }
 
 
@@ -131,3 +132,24 @@ def test_other_probabilities_have_their_exact_likelihood(squash: Any, x: Tensor)
     want = torch.where(lit, p, 1 - p).log().sum(1)
     got = Objective().log_likelihood(vae.decode(z), lit.float())
     torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-6)
+
+
+def test_a_second_value_of_the_images_size_is_not_passed_over_in_silence(x: Tensor) -> None:
+    """It may be a spread, under a name that says nothing."""
+
+    class Model(Spread):
+        form = staticmethod(lambda mean, logvar: (mean, logvar.exp()))
+
+    torch.manual_seed(0)
+    _, notes = adapted(Model(), x, "bernoulli")
+    assert any("2 values of an image's size: number 1 is its output" in note for note in notes)
+    with pytest.raises(InputError, match="decode gave 2 values"):
+        adapted(Model(), x, "gaussian")
+
+    class Named(Spread):
+        form = staticmethod(lambda mean, logvar: {"mean": mean, "width": logvar.exp()})
+
+    _, notes = adapted(Named(), x, "gaussian")
+    assert any("2 values of an image's size: mean is its output" in note for note in notes)
+    _, notes = adapted(vaebench.adapt(Named(), decode="mean, sigma"), x, "gaussian")
+    assert not any("not used; adapt" in note for note in notes)

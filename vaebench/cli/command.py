@@ -20,7 +20,7 @@ STATUS = {TrainingError: 1, InputError: 2, ResourceError: 3}
 SPINS = "2000"
 # Allocations from one search for garbage to the next: torch is made of hundreds of thousands of
 # objects, and they are none.
-ALLOCATIONS = 200_000
+ALLOCATIONS = 50_000
 
 
 def alone(main: Callable[[], int]) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -279,9 +280,11 @@ def _disturbed(waited: float, trained: float) -> list[str]:
     share = waited / trained / torch.get_num_threads() if trained else 0.0
     if trained < TOLD_AFTER or share < DISTURBED:
         return []
+    soon = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & {*os.environ}
+    less = "" if soon else ", and with GOMP_SPINCOUNT=2000 set before Python starts"
     return [
         f"other programs kept the cores busy: threads waited for one for {share:.0%} of the "
-        "training; without them it is much faster"
+        f"training; without them it is much faster{less}"
     ]
 
 

@@ -113,6 +113,15 @@ class SigmaByName(Plain):
         return mu, sigma
 
 
+class StdevByName(Plain):
+    """The spread's name as statisticians write it; above 0 by no function that is known."""
+
+    def encode(self, x: Tensor) -> Any:
+        mean, logvar = super().encode(x)
+        stdev = torch.exp(0.5 * logvar)
+        return mean, stdev
+
+
 class VarianceByName(Plain):
     def encode(self, x: Tensor) -> Any:
         mu, logvar = super().encode(x)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from vaebench.errors import InputError
 from vaebench.models.adapt.encoding import checked_spread
-from vaebench.models.adapt.names import Path, follow, role
-from vaebench.models.adapt.read import Pair, Unread, read_decoded
+from vaebench.models.adapt.names import Path, follow, parts, role
+from vaebench.models.adapt.read import Pair, Unread, holds, read_decoded
 from vaebench.models.adapt.squash import end_of
 from vaebench.models.adapt.trial import Trial, called_by, equal
 from vaebench.models.adapt.ways import LEAST, Decoding, Encoding, Source, called, shaped
@@ -72,10 +72,29 @@ def _read(trial: Trial, source: Source, latent: tuple[int, ...], mu: Tensor, z: 
         scale.expand_as(mean)
         if not said:
             output = checked_spread(trial, output, value, work, z)
+    else:
+        _say_unused(trial, source, value, output)
     if isinstance(method, nn.Module) and trial.said.decode is None:
         _agree(trial, method, output, mu)
     plain = source == "decode" and output == () and len(latent) == 1
     return Decoding(source, latent, output, plain=plain)
+
+
+def _say_unused(trial: Trial, source: Source, value: Any, output: Path) -> None:
+    """Tell of more values of an image's size than the one that is taken."""
+    if isinstance(value, Tensor) or trial.said.decoded or len(output) != 1:
+        return
+    several = isinstance(value, (tuple, list)) and not hasattr(value, "_fields")
+    steps = [("item", i) for i in range(len(value))] if several else (parts(value) or {}).values()
+    others = [
+        step for step in steps if step != output[0] and holds(follow(value, (step,)), trial.x)
+    ]
+    if others:
+        which = f"number {output[0][1] + 1}" if several else output[0][1]
+        trial.notes.append(
+            f"{called_by(source)} gives {len(others) + 1} values of an image's size: {which} is "
+            "its output, and the others are not used; adapt(model, decode=...) says otherwise"
+        )
 
 
 def _agree(trial: Trial, part: nn.Module, output: Path | Pair, mu: Tensor) -> None:

@@ -63,6 +63,7 @@ def _try(trial: Trial, source: Source, shape: tuple[int, ...] | None) -> Encodin
 def _read(trial: Trial, source: Source, shape: tuple[int, ...] | None) -> Encoding:
     x, given = shaped(trial.x, shape), trial.said.encoded
     heads: tuple[str, str] | None = None
+    unnamed = False  # whether it is two halves, the second of which nothing names
 
     def work(seed: int = 0, x: Tensor = x) -> Any:
         return trial.run(lambda: called(trial.model, source, x, *trial.y, heads=heads), seed)
@@ -72,7 +73,8 @@ def _read(trial: Trial, source: Source, shape: tuple[int, ...] | None) -> Encodi
         heads = _heads(trial)
         halved = () if given and not heads else _halved(trial, value)
         if halved:
-            heads, given = None, given or halved
+            unnamed = not given and not halved[1]
+            heads, given = None, given or ("mu", halved[1] or "logvar")
         elif heads:
             given = given or ("mu", str(role(heads[1])))
         value = work()
@@ -81,8 +83,12 @@ def _read(trial: Trial, source: Source, shape: tuple[int, ...] | None) -> Encodi
     _check_shapes(trial, mu, scale, pair)
     if not trial.said.encoded:
         pair = checked_spread(trial, pair, value, lambda wild: work(x=wild), x, source)
-        if guessed and end_of(lambda: pair.of(work())[1], ("exp", "softplus")):
+    if (guessed or unnamed) and not trial.said.encoded:
+        if end_of(lambda: pair.of(work())[1], ("exp", "softplus")):
             raise Unread("a last value that is squashed to be above 0, and so is no logvar")
+        below = _falls_below_0(trial, pair, value, lambda wild: work(x=wild), x)
+        if bool((scale > 0).any()) and not below:
+            raise Unread("a last value that is never below 0, and so is no logvar")
     if heads or not (isinstance(source, str) and source.lower().strip("_") == "encode"):
         _agree(trial, source, mu, scale)
     _say(trial, source, heads, value, pair)
@@ -171,7 +177,7 @@ def _heads(trial: Trial) -> tuple[str, str] | None:
 
 
 def _halved(trial: Trial, value: Tensor) -> tuple[str, ...]:
-    """What forward calls the two halves of a tensor, if it gives them apart."""
+    """What forward calls the two halves of a tensor, if it gives them apart; "" for nothing."""
     if value.dim() < 2 or value.shape[1] % 2:
         return ()
     names, tensors = trial.forward() or ([], [])
@@ -180,7 +186,7 @@ def _halved(trial: Trial, value: Tensor) -> tuple[str, ...]:
     if not at or not any(equal(tensor, mu) for tensor in tensors):
         return ()
     kind = role(names[at[0]] or "")
-    return ("mu", kind if kind in SPREADS else "logvar")
+    return ("mu", str(kind) if kind in SPREADS else "")
 
 
 def _agree(trial: Trial, source: Source, mu: Tensor, scale: Tensor) -> None:

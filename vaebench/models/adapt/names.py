@@ -25,8 +25,9 @@ _ROLES = {
     "mu": "mu mus mean means loc locs embedding",
     "logvar": "logvar logvars logvariance logcovariance logsigma2 logsigmasq logsigmasquared lnvar "
     "lv",
-    "logstd": "logstd logstds logsigma logsigmas logscale logstddev logsd lnsigma",
-    "std": "std stds sigma sigmas scale scales stddev sd",
+    "logstd": "logstd logstds logsigma logsigmas logscale logstddev logstdev logsd lnsigma lnstd",
+    "std": "std stds sigma sigmas scale scales stddev stddevs stdev stdevs sd sds sig sigs "
+    "standarddeviation deviation dev",
     "variance": "var vars variance variances sigma2 sigmasq sigmasquared std2",
     "logits": "logits logit",
     "probabilities": "probs prob probabilities probability",

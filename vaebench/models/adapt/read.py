@@ -214,7 +214,7 @@ def read_decoded(
         steps: list[tuple[str | None, Step]] = [(roles[i], ("item", i)) for i in range(len(value))]
     else:
         steps = [(role(name), step) for name, step in (parts(value) or {}).items()]
-    full = [(kind, step) for kind, step in steps if _holds(follow(value, (step,)), x)]
+    full = [(kind, step) for kind, step in steps if holds(follow(value, (step,)), x)]
     if likelihood == "gaussian":
         mean = next((step for kind, step in full if kind in ("mu", "recon")), None)
         spread = next(((k, step) for kind in SPREADS for k, step in steps if k == kind), None)
@@ -252,5 +252,6 @@ def _whole(value: Tensor, x: Tensor, given: tuple[str, ...]) -> Path | Pair:
     return ()
 
 
-def _holds(value: Any, x: Tensor) -> bool:
+def holds(value: Any, x: Tensor) -> bool:
+    """Whether a value is a tensor of as many numbers as the images."""
     return isinstance(value, Tensor) and value.is_floating_point() and value.numel() == x.numel()
