@@ -33,7 +33,7 @@ def draw_all(results: Results, folder: Path) -> list[Path]:
     for name, track in (("record", "elbo"), ("record-likelihood", "likelihood")):
         drawable = [n for n, r in results.items() if r.get("track") == track and "curves" in r]
         if drawable:
-            plots[name] = (max(drawable, key=lambda n: str(results[n]["date"])), record)
+            plots[name] = (max(drawable, key=lambda n: (str(results[n]["date"]), n)), record)
     shipped = [r for r in results.values() if r.get("kind") == "release"]
     if shipped:
         shipped.sort(key=lambda r: str(r["date"]))
@@ -255,6 +255,10 @@ def record(result: Result) -> Figure | None:
         textcoords="offset points", va="center",
     )  # fmt: skip
     axes.set(xscale="log", xlabel="seconds since the start", ylabel="test ELBO, nats per image")
+    low, high = axes.get_xlim()
+    ticks = [n * 10**k for k in range(5) for n in (1, 2, 3, 5) if low <= n * 10**k <= high]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
     axes.set_ylim(bottom=max(-125.0, axes.get_ylim()[0]))
     axes.legend(loc="lower right")
     return figure
