@@ -65,6 +65,7 @@ def test_the_whole_way(npz: Path, tmp_path: Path) -> None:
         "kl",
         "seconds",
         "images_per_second",
+        "validation_elbo",
     }
     result = json.loads((out / "result.json").read_text())
     assert result["dataset"] == "small.npz"
@@ -246,6 +247,7 @@ def test_summary_says_what_was_asked_for_and_what_ran() -> None:
         "epochs": 3,
         "test_elbo": -98.765,
         "train_elbo": -97.0,
+        "best": None,
         "test_images": 10000,
         "eval_samples": 1,
         "meaning": "score of grey pixels, no likelihood",

@@ -47,9 +47,30 @@ def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+# Of the library: what one process's callback asks for, all do.
+STOPPING = """
+import os, torch, vaebench
+from vaebench.data.strokes import make_strokes
+torch.set_num_threads(1)
+torch.distributed.init_process_group("gloo")
+class Stopping(vaebench.Callback):
+    def on_epoch(self, training, record):
+        if os.environ["RANK"] == "1" and record.epoch == 2:
+            training.stop("enough")
+images = make_strokes(200, seed=3)[0]
+model = vaebench.VAE(hidden_dims=(16,), latent_dim=3)
+words = {"epochs": 5, "batch_size": 50, "device": "cpu", "on_epoch": Stopping()}
+history = vaebench.fit(model, images, **words)
+print(len(history.epochs), history.notes[-1])
+torch.distributed.destroy_process_group()
+"""
+
+
 @contextmanager
-def processes(*commands: list[str]) -> Iterator[list["subprocess.Popen[str]"]]:
-    """Start the command line once for every list of arguments, as torchrun would."""
+def processes(
+    *commands: list[str], program: str = PROGRAM
+) -> Iterator[list["subprocess.Popen[str]"]]:
+    """Start a program, the command line, once for every list of arguments, as torchrun would."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -57,7 +78,7 @@ def processes(*commands: list[str]) -> Iterator[list["subprocess.Popen[str]"]]:
     known |= {"WORLD_SIZE": str(len(commands)), "LOCAL_WORLD_SIZE": str(len(commands))}
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *words],
+            [sys.executable, "-c", program, *words],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**known, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
@@ -120,6 +141,14 @@ def test_one_that_is_lost_ends_the_others(
     assert "another of the 2 processes ended or did not answer" in errors
     assert vaebench.load(out).latent_dim == 6
     assert len((out / "metrics.jsonl").read_text().splitlines()) >= 1
+
+
+def test_what_stops_one_stops_all() -> None:
+    with processes([], [], program=STOPPING) as pair:
+        said = [process.communicate(timeout=WAITED) for process in pair]
+    told = [out.strip() for out, _ in said]
+    assert told[0] == "2 stopped after epoch 2: a callback of another process asked for it", said
+    assert told[1] == "2 stopped after epoch 2: enough", said
 
 
 def test_processes_must_agree(npz: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from vaebench.fast.step import StepEngine
 from vaebench.fast.stream import StreamEngine
 from vaebench.models.mlp import VAE
 from vaebench.objective import Objective
-from vaebench.training import fit as trainer
+from vaebench.training import inputs
 
 CPU = torch.device("cpu")
 BATCH, Z = 64, 6
@@ -33,7 +33,7 @@ def small_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _fill(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (problem, trainer, loader):
+    for module in (problem, inputs, loader):
         monkeypatch.setattr(module, "fits", lambda images, device: False)
     # On the CPU they would be where the model is, all the same.
 

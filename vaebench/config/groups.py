@@ -284,6 +284,11 @@ class OptimizerConfig:
         return self.batch_sizes[min(epoch, len(self.batch_sizes)) - 1]
 
     @property
+    def smallest(self) -> int:
+        """The smallest batch size of any epoch."""
+        return min(self.batch_sizes, default=self.batch_size)
+
+    @property
     def largest(self) -> int:
         """The largest batch size of any epoch."""
         return max(self.batch_sizes, default=self.batch_size)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vaebench.config import OPTIONS, TO_THE_END, OptimizerConfig, TrainConfig, asks_for
+from vaebench.config import OPTIONS, TO_THE_END, TrainConfig, asks_for
 from vaebench.data.binarize import NOTES
 from vaebench.data.images import to_unit
 from vaebench.errors import InputError
@@ -172,7 +172,7 @@ class Training:
             unit_interval=self.objective.likelihood == "bernoulli",
             device=self.device,
         )
-        _check_processes(count(), model, config.optimizer, config.run.engine)
+        _check_processes(count(), model, config.optimizer.smallest, config.run.engine)
         self.stop = threading.Event()
 
     def _schedule(self, given: Mapping[str, Schedule | None]) -> None:
@@ -320,9 +320,7 @@ def training_flops(problem: Problem) -> float:
         return math.nan
 
 
-def _check_processes(
-    processes: int, model: nn.Module, optimizer: OptimizerConfig, engine: str
-) -> None:
+def _check_processes(processes: int, model: nn.Module, batch_size: int, engine: str) -> None:
     """Raise InputError for what several processes together cannot do as one does."""
     if processes == 1:
         return
@@ -330,7 +328,6 @@ def _check_processes(
         raise InputError(
             f"the reference engine trains in one process, not in {processes}: use engine fast"
         )
-    batch_size = min(optimizer.batch_sizes, default=optimizer.batch_size)
     if batch_size < processes:
         raise InputError(
             f"batch_size is {batch_size}, for {processes} processes: give each at least one image"

@@ -257,11 +257,11 @@ class Loop:
     def _gives_up(self) -> bool:
         """Whether a callback, or ``patience``, ends the training; then it is said."""
         patience, history = self.plan.optimizer.patience, self.history
-        if self.running.stopped is not None:
+        asked = self.running.stopped is not None
+        if self.group.any(asked) if self.group else asked:
             history.stopped_early = True
-            history.notes.append(
-                f"stopped after epoch {len(history.epochs)}: {self.running.stopped}"
-            )
+            reason = self.running.stopped or "a callback of another process asked for it"
+            history.notes.append(f"stopped after epoch {len(history.epochs)}: {reason}")
             return True
         if not patience or not history.best:
             return False
