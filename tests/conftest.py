@@ -24,6 +24,7 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 MOST_PROCESSES = 4  # each holds a torch of its own
+LONGEST = ("test_random_networks.py", "test_equivalence.py", "test_resume.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,11 +41,13 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         config.option.numprocesses = min(cores, MOST_PROCESSES)
         config.option.dist = "loadfile"
+        config.option.loadscopereorder = False  # it puts files of few tests last, however long
         config.option.benchmark_disable = True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip the slow tests unless all are asked for."""
+    """Skip the slow tests unless all are asked for; files that take minutes go first."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     if config.getoption("--all"):
         return
     for item in items:

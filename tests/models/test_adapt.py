@@ -91,6 +91,23 @@ def test_an_assertion_says_where(x: Tensor) -> None:
     assert isinstance(got.value.__cause__, AssertionError)
 
 
+def test_a_logvar_that_happens_to_be_above_0_is_one(x: Tensor) -> None:
+    """A head of bounded numbers, or a dead one, whose bias is above 0: trained as it is."""
+
+    class Bounded(Plain):
+        def encode(self, x: Tensor) -> Any:
+            h = self.hidden(x).tanh()
+            return self.mean(h), self.spread(h)
+
+    model = Bounded()
+    with torch.no_grad():
+        model.spread.weight.mul_(0.01)
+        model.spread.bias.fill_(0.5)
+    vae: Any
+    vae, notes = adapted(model, x, "bernoulli")
+    assert (vae, notes) == (model, [])
+
+
 def test_heads_that_forward_does_not_give_are_not_believed(x: Tensor) -> None:
     class Softened(others.OnlyForward):
         def forward(self, x: Tensor) -> Any:

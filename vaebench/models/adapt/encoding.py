@@ -11,7 +11,7 @@ from torch import Tensor
 from vaebench.errors import InputError
 from vaebench.models.adapt.names import SPREADS, returned_names, role
 from vaebench.models.adapt.read import Pair, Unread, read_encoded
-from vaebench.models.adapt.squash import end_of
+from vaebench.models.adapt.squash import end_of, made_positive
 from vaebench.models.adapt.trial import Trial, called_by, equal
 from vaebench.models.adapt.ways import Encoding, Source, called, other_shapes, shaped
 
@@ -86,8 +86,9 @@ def _read(trial: Trial, source: Source, shape: tuple[int, ...] | None) -> Encodi
     if (guessed or unnamed) and not trial.said.encoded:
         if end_of(lambda: pair.of(work())[1], ("exp", "softplus")):
             raise Unread("a last value that is squashed to be above 0, and so is no logvar")
-        below = _falls_below_0(trial, pair, value, lambda wild: work(x=wild), x)
-        if bool((scale > 0).any()) and not below:
+        with torch.enable_grad():
+            positive = made_positive(pair.of(work())[1])
+        if positive and not _falls_below_0(trial, pair, value, lambda wild: work(x=wild), x):
             raise Unread("a last value that is never below 0, and so is no logvar")
     if heads or not (isinstance(source, str) and source.lower().strip("_") == "encode"):
         _agree(trial, source, mu, scale)

@@ -1,9 +1,9 @@
 """Does a computation end in a sigmoid, and what comes out without it?
 
-Found by trying. A call of torch.sigmoid is left out, its input passed on in its place; if the
+The end is found by trying. A call of torch.sigmoid is left out, its input passed on in its place; if the
 sigmoid of what then comes out is what came out before, nothing but moving numbers about (reshapes,
 slices) followed that call. No name of a layer, and no autograd graph, needs to be read, and what
-has no such end cannot be taken for one.
+has no such end cannot be taken for one. (Whether numbers are a size, :func:`made_positive`, is read off it.)
 """
 
 import contextlib
@@ -131,6 +131,45 @@ def end_of(run: Callable[[], Tensor], squashes: Iterable[str]) -> End | None:
             if moves and _close(SQUASHES[squash].apply(bare), whole):
                 return End(squash, place)
     return None
+
+
+# Functions that give nothing below 0, or of a square, by what autograd calls them.
+_POSITIVE = (
+    "Abs",
+    "Pow",
+    "Relu",
+    "Sigmoid",
+    "Exp",
+    "Softplus",
+    "Clamp",
+    "Sqrt",
+    "Mul",
+    "LinalgVector",
+)
+# What a constant is added to or multiplied with, and what only moves numbers about.
+_PASSED = (
+    *("Add", "Sub", "Mul", "Div", "View", "UnsafeView", "Reshape", "Split", "Chunk", "Slice"),
+    *("Select", "Squeeze", "Unsqueeze", "T", "Transpose", "Permute", "Clone", "ToCopy", "Unbind"),
+    *("Alias", "Expand", "ReshapeAlias"),
+)
+
+
+def made_positive(value: Tensor) -> bool:
+    """Whether what made a tensor is a function such as a size or a square, constants aside.
+
+    A linear layer's numbers may all be above 0 too, as where what it is given is bounded. Read off
+    autograd's graph, this is a hint only: of other functions nothing is known.
+    """
+    node = value.grad_fn
+    while node is not None:
+        name = node.name().partition("Backward")[0]
+        inputs = [each for each, _ in node.next_functions if each is not None]
+        if name in _POSITIVE and (name != "Mul" or (len(inputs) == 2 and inputs[0] is inputs[1])):
+            return True
+        if name not in _PASSED or len(inputs) != 1:
+            return False
+        node = inputs[0]
+    return False
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
