@@ -1,9 +1,9 @@
 """Does a computation end in a sigmoid, and what comes out without it?
 
-The end is found by trying. A call of torch.sigmoid is left out, its input passed on in its place; if the
+Found by trying. A call of torch.sigmoid is left out, its input passed on in its place; if the
 sigmoid of what then comes out is what came out before, nothing but moving numbers about (reshapes,
 slices) followed that call. No name of a layer, and no autograd graph, needs to be read, and what
-has no such end cannot be taken for one. (Whether numbers are a size, :func:`made_positive`, is read off it.)
+has no such end cannot be taken for one. Only what is a size or a square is read off the graph.
 """
 
 import contextlib
