@@ -16,6 +16,7 @@ from torch import Tensor
 import vaebench
 from tests.tiers import first
 from vaebench.cli import plot, train
+from vaebench.errors import ResourceError
 from vaebench.training.callbacks import Block, Running, grid_of
 
 WORDS: dict[str, Any] = {"epochs": 3, "batch_size": 32, "device": "cpu", "seed": 3}
@@ -203,3 +204,21 @@ def test_the_command_makes_a_film(
     assert train.main([*words, "--out", str(other)]) == 0
     assert plot.main([str(other), "film"]) == 2
     assert "holds no pictures of its epochs: train with --film" in capsys.readouterr().err
+    refused = tmp_path / "refused"
+    assert train.main([*words, "--film", "--batch-size", "9999", "--out", str(refused)]) == 2
+    assert not refused.exists()
+
+
+def test_a_picture_that_cannot_be_written_is_told_in_a_line(
+    strokes: Tensor, tmp_path: Path
+) -> None:
+    class Removed(vaebench.Frames):
+        def on_epoch(self, training: Running, record: vaebench.EpochRecord) -> None:
+            self.folder.rmdir()
+            super().on_epoch(training, record)
+
+    with pytest.raises(ResourceError, match=r"epoch-000001\.png cannot be written: No such file"):
+        vaebench.fit(_vae(), strokes[:640], on_epoch=Removed(tmp_path / "frames"), **WORDS)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(vaebench.InputError, match="cannot be made"):
+        vaebench.fit(_vae(), strokes, on_epoch=vaebench.Frames(tmp_path / "file" / "x"), **WORDS)

@@ -112,6 +112,8 @@ class RunFolder:
             for name in (CONFIG, METRICS):
                 with contextlib.suppress(OSError):
                     (self.path / name).unlink()
+            with contextlib.suppress(OSError):
+                (self.path / FRAMES).rmdir()
         self._unlock()
         if in_vain:
             self._take_back()

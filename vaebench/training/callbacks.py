@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vaebench.errors import InputError, check_count
+from vaebench.errors import InputError, ResourceError, check_count
 from vaebench.models.adapt import adapted
 from vaebench.models.protocol import as_vae, likelihood_of
 from vaebench.models.snapshot import untouched
@@ -197,6 +197,9 @@ class Frames(Callback):
     ) -> None:
         self.folder, self.image_shape, self.z, self.y = Path(folder), tuple(image_shape), z, y
         self.every = check_count("every", every)
+
+    def on_start(self, training: Running) -> None:
+        """Make the folder: not before all else is known to be sound."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -211,7 +214,11 @@ class Frames(Callback):
         from PIL import Image
 
         pixels = self._decoded(training.model)
-        Image.fromarray(pixels.numpy()).save(self.folder / f"epoch-{record.epoch:06d}.png")
+        path = self.folder / f"epoch-{record.epoch:06d}.png"
+        try:
+            Image.fromarray(pixels.numpy()).save(path)
+        except OSError as error:
+            raise ResourceError(f"{path} cannot be written: {error.strerror or error}") from error
 
     @torch.no_grad()
     def _decoded(self, model: nn.Module) -> Tensor:

@@ -144,7 +144,6 @@ _POSITIVE = (
     "Clamp",
     "Sqrt",
     "Mul",
-    "LinalgVector",
 )
 # What a constant is added to or multiplied with, and what only moves numbers about.
 _PASSED = (
