@@ -207,6 +207,8 @@ def test_the_command_makes_a_film(
     refused = tmp_path / "refused"
     assert train.main([*words, "--film", "--batch-size", "9999", "--out", str(refused)]) == 2
     assert not refused.exists()
+    assert train.main([*words, "--film", "--lr", "1e15", "--out", str(refused)]) == 1
+    assert not refused.exists()
 
 
 def test_a_picture_that_cannot_be_written_is_told_in_a_line(
