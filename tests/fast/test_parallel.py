@@ -31,11 +31,13 @@ from vaebench.training.fit import _check_processes
 # of processes that wait for each other.
 WAITED = 240
 SMALL = "--device cpu --epochs 4 --hidden-dim 48 --latent-dim 6 --batch-size 45 --threads 1"
-# The command line, with less patience for a process that does not answer.
+# The command line, with less patience for a process that does not answer, in a step and at the end
+# of an epoch: which of the two waits depends on when a process is stopped.
 PROGRAM = (
     "import sys; from datetime import timedelta; from vaebench.cli import train; "
     "from vaebench.system import distributed as processes; "
-    "processes.STEP = timedelta(seconds=3); sys.exit(train.main())"
+    "processes.STEP = timedelta(seconds=3); processes.PATIENCE = timedelta(seconds=60); "
+    "sys.exit(train.main())"
 )
 
 
