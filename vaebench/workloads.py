@@ -62,7 +62,7 @@ WORKLOADS: Mapping[str, Recipe] = MappingProxyType(
             "benchmarks/RECORDS.md: dynamic binary pixels, 784-500-500-40, in the least seconds to "
             "a log-likelihood of -86.8",
             binarize="dynamic",
-            epochs=100,
+            epochs=150,
             lr=3e-3,
             schedule="linear",
             warmup=1.0,
