@@ -22,6 +22,7 @@ CASES = {
     "flax": recipe("flax"),
     "aevb": recipe("aevb"),
     "pythae": recipe("pythae"),
+    "vampprior": recipe("vampprior"),
 }
 SHARE = 4  # of the other benchmarks' blocks: several steps take longer
 # Steps that are compared: of a hundred, rounding makes 2 % in the importance-weighted bound.

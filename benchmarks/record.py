@@ -25,6 +25,8 @@ from benchmarks.statistics import summary
 from benchmarks.tracks import TRACKS
 from vaebench import InputError
 from vaebench.config import WORKLOADS
+from vaebench.system.device import resolve_device
+from vaebench.system.info import fingerprint
 
 SCHEMA = 2
 LEVEL = 0.01  # of the test's p
@@ -82,10 +84,38 @@ def judged(scores: Sequence[float], bar: float) -> dict[str, Any]:
     }
 
 
+def kept(words: argparse.Namespace, run: Callable[..., Run]) -> Callable[..., Run]:
+    """Let what ``run`` finds be written to ``--keep``, and what is there be read instead."""
+    about = {
+        "recipe": json.loads(json.dumps({**WORKLOADS[words.workload].settings})),
+        **{name: getattr(words, name) for name in ("options", "samples", "data")},
+        "machine": fingerprint(resolve_device("auto")),
+    }
+
+    def read_or_run(
+        words: argparse.Namespace, seed: int, folder: Path, *, cold: bool = False
+    ) -> Run:
+        path = words.keep / f"{'cold' if cold else 'warm'}-{seed}.json"
+        if path.exists():
+            told = json.loads(path.read_text(encoding="utf-8"))
+            if told["about"] != about:
+                raise InputError(
+                    f"{path} is of another recipe or machine: name another folder by --keep"
+                )
+            found: Run = told["run"]
+        else:
+            found = run(words, seed, folder, cold=cold)
+            store(path, {"about": about, "run": found})
+        return found
+
+    return read_or_run
+
+
 def measure(words: argparse.Namespace, run: Callable[..., Run] = run_once) -> dict[str, Any]:
     """Run all seeds, warm, and some of them cold; give the result to store."""
     track = TRACKS[words.track]
     track.check(words.workload)
+    judge = kept(words, run) if words.keep else run
     with tempfile.TemporaryDirectory(prefix="vaebench-record-") as name:
         folder = Path(name)
         # Off the record: it builds the kernels, as many epochs would.
@@ -93,9 +123,9 @@ def measure(words: argparse.Namespace, run: Callable[..., Run] = run_once) -> di
         run(argparse.Namespace(**short), 0, folder)
         warm = []
         for seed in range(words.runs):
-            warm.append(run(words, seed, folder))
+            warm.append(judge(words, seed, folder))
             say(f"seed {seed}: {warm[-1]['seconds']:.2f} s, {warm[-1]['score']:.2f} nats")
-        cold = [run(words, seed, folder, cold=True) for seed in range(words.cold)]
+        cold = [judge(words, seed, folder, cold=True) for seed in range(words.cold)]
     stored = {"seed", "seconds", "score", "test_elbo"}
     return {
         "kind": "record",
@@ -179,6 +209,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--what", default="", help="what is new, in a few words")
     parser.add_argument("--who", default="", help="whose it is")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        help="folder for what each run gave: begun again, it goes on from there",
+    )
     parser.add_argument("--curves", action="store_true", help="how the test ELBO rises, too")
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     parser.add_argument("options", nargs="*", help="after --: more options of vaebench.train")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import vaebench
 from vaebench.data.binarize import binarize
 from vaebench.data.strokes import make_strokes
-from vaebench.objective import bernoulli_log_likelihood, bernoulli_value
+from vaebench.likelihoods import bernoulli_log_likelihood, bernoulli_value
 from vaebench.system.random import TEST_PIXELS
 
 SIGMA, PIXELS, LATENTS = 0.5, 12, 3

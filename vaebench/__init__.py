@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from vaebench.models.conv import ConvVAE as ConvVAE
     from vaebench.models.mlp import VAE as VAE
     from vaebench.models.pretrained import load_state_dict_from as load_state_dict_from
+    from vaebench.models.protocol import Gaussian as Gaussian
+    from vaebench.models.protocol import Logistic as Logistic
     from vaebench.proof.pairs import assert_equal_training as assert_equal_training
     from vaebench.proof.report import Report as Report
     from vaebench.proof.verify import verify as verify
@@ -50,8 +52,10 @@ _MODULES = {
     "EpochRecord": "training.history",
     "Evaluation": "evaluation",
     "Frames": "training.callbacks",
+    "Gaussian": "models.protocol",
     "History": "training.history",
     "InputError": "errors",
+    "Logistic": "models.protocol",
     "Report": "proof.report",
     "TensorBoard": "training.callbacks",
     "TrainConfig": "config",
@@ -80,8 +84,10 @@ __all__ = [
     "EpochRecord",
     "Evaluation",
     "Frames",
+    "Gaussian",
     "History",
     "InputError",
+    "Logistic",
     "Report",
     "TensorBoard",
     "TrainConfig",

@@ -94,6 +94,17 @@ def check_real(name: str, value: object, *, zero: bool = False) -> float:
     return number
 
 
+def check_range(name: str, value: object) -> tuple[float, float]:
+    """Give two finite numbers, the first of them the lower, as floats."""
+    try:
+        low, high = (float(end) for end in value)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        raise InputError(f"{name} is {_shown(value)}: it must be two numbers") from None
+    if not -LARGEST <= low < high <= LARGEST:
+        raise InputError(f"{name} is {_shown(value)}: the first must be below the second")
+    return low, high
+
+
 def check_share(name: str, value: object) -> float:
     """Give ``value`` as a float if it is in [0, 1), as the decay of an average must be."""
     number = check_real(name, value, zero=True)

@@ -12,8 +12,9 @@ from vaebench.data.arrays import checked
 from vaebench.data.images import Images, to_unit
 from vaebench.data.labels import check_labels
 from vaebench.errors import check_count, check_seed
+from vaebench.likelihoods import UNIT_INTERVAL
 from vaebench.models.adapt import adapted, as_module, classes_of
-from vaebench.models.protocol import as_vae, latent_size, likelihood_of
+from vaebench.models.protocol import Mixture, as_vae, latent_size, likelihood_of, prior_of
 from vaebench.models.snapshot import leaves_state, modes_kept
 from vaebench.objective import Objective, kl_per_latent, log_prior_ratio, reparameterise
 from vaebench.problem import device_of
@@ -35,8 +36,9 @@ class Evaluation:
     ``standard_error`` is that of ``log_likelihood`` as a mean over images: how far it would move
     with other test images from the same source. It covers neither the estimate's bias at this K
     nor the spread of trainings.
-    ``kl_per_latent`` adds up to ``kl``. ``active_units`` counts the latents whose mean varies over
-    the images: Var_x(E[z|x]) > 0.01.
+    ``kl_per_latent`` adds up to ``kl``; it is empty for a model with a prior of its own, which ties
+    latents together, and ``kl`` is an estimate by the same samples then. ``active_units`` counts
+    the latents whose mean varies over the images: Var_x(E[z|x]) > 0.01.
     """
 
     recon: float
@@ -79,7 +81,8 @@ def evaluate(
         images: (N, ...) uint8, scaled to [0, 1], or floating; tensor or NumPy array, on any device.
         labels: (N, ...) handed to the model beside the images and z, for one that takes them.
         samples: z drawn per image, K; 5,000 is usual for a log-likelihood.
-        likelihood: ``"bernoulli"`` or ``"gaussian"``; default: the model's own, else Bernoulli.
+        likelihood: one of :data:`vaebench.config.LIKELIHOODS`; default: the model's own, else
+            Bernoulli.
         sigma: standard deviation of the Gaussian likelihood.
         seed: of the noise.
         batch_size: images at a time; the last batch may be short. Does not change the result but
@@ -97,8 +100,8 @@ def evaluate(
     seed = check_seed("seed", seed)
     model = as_module(model)
     objective = Objective(likelihood_of(model) if likelihood is None else likelihood, sigma)
-    bernoulli = objective.likelihood == "bernoulli"
-    pixels = checked(images, "images", unit_interval=bernoulli).pixels
+    unit_interval = objective.likelihood in UNIT_INTERVAL
+    pixels = checked(images, "images", unit_interval=unit_interval).pixels
     device = device_of(model)
     given = [pixels.to(device), *_checked_labels(labels, len(pixels), model, device)]
     first, (x, *y) = [part[:1] for part in given], [part[:2] for part in given]
@@ -109,12 +112,12 @@ def evaluate(
         once = not leaves_state(model, lambda: _encode(model, first))
         chunks = _Chunks(model, given, batch_size, latent_dim, encode_once=once)
         generator = random_stream(seed, EVALUATION, device)
-        weights = _Weights(len(images), device)
+        weights, prior = _Weights(len(images), device), prior_of(model)
         for _ in tqdm(range(samples), unit=" samples", disable=None if progress else True):
             # All images' noise at once: it then does not depend on the batch size.
             eps = torch.randn((len(images), latent_dim), generator=generator, device=device)
-            weights.add(*chunks.score(objective, eps))
-    return _means(chunks, weights, samples)
+            weights.add(*chunks.score(objective, eps, prior))
+    return _means(chunks, weights, samples, exact=prior is None)
 
 
 class _Weights:
@@ -122,11 +125,13 @@ class _Weights:
 
     def __init__(self, images: int, device: torch.device) -> None:
         self.recon = torch.zeros(images, dtype=torch.float64, device=device)
+        self.ratio = torch.zeros_like(self.recon)
         self.log_sum = torch.full_like(self.recon, -math.inf)
 
     def add(self, recon: Tensor, prior_ratio: Tensor) -> None:
         """Add one sample of each image: log p(x|z) and log p(z) - log q(z|x), (N,)."""
         self.recon += recon
+        self.ratio += prior_ratio
         torch.logaddexp(self.log_sum, recon.double() + prior_ratio.double(), out=self.log_sum)
 
     def log_mean(self, samples: int) -> Tensor:
@@ -134,14 +139,14 @@ class _Weights:
         return self.log_sum - math.log(samples)
 
 
-def _means(chunks: "_Chunks", weights: _Weights, samples: int) -> Evaluation:
-    """What was added up of every image, as means over them."""
+def _means(chunks: "_Chunks", weights: _Weights, samples: int, *, exact: bool) -> Evaluation:
+    """What was added up of every image, as means over them; ``exact``: the KL has a formula."""
     mu, logvar = chunks.mu, chunks.logvar
-    kls = kl_per_latent(mu, logvar).mean(0, dtype=torch.float64).tolist()
+    kls = kl_per_latent(mu, logvar).mean(0, dtype=torch.float64).tolist() if exact else []
     estimate = weights.log_mean(samples)
     return Evaluation(
         recon=weights.recon.mean().item() / samples,
-        kl=math.fsum(kls),
+        kl=math.fsum(kls) if exact else -weights.ratio.mean().item() / samples,
         samples=samples,
         images=len(mu),
         log_likelihood=estimate.mean().item(),
@@ -177,7 +182,9 @@ class _Chunks:
         self.mu, self.logvar = torch.empty(shape, device=device), torch.empty(shape, device=device)
         self.encoded = False
 
-    def score(self, objective: Objective, eps: Tensor) -> tuple[Tensor, Tensor]:
+    def score(
+        self, objective: Objective, eps: Tensor, prior: Mixture | None
+    ) -> tuple[Tensor, Tensor]:
         """Log p(x|z) and log p(z) - log q(z|x) of a z for every image, each (N,)."""
         recons, ratios = [], []
         for start in range(0, len(eps), self.batch_size):
@@ -189,7 +196,7 @@ class _Chunks:
             z = reparameterise(self.mu[part], logvar, noise)
             output = as_vae(self.model).decode(z, *batch[1:])
             recons.append(objective.value(output, to_unit(batch[0])))
-            ratios.append(log_prior_ratio(z, logvar, noise))
+            ratios.append(log_prior_ratio(z, logvar, noise, prior))
         self.encoded = True
         return torch.cat(recons), torch.cat(ratios)
 

@@ -35,6 +35,7 @@ class Problem:
         resident: whether the images are kept where the model is; else they are streamed.
         steady: whether a step changes nothing of the model's but tensors: else only its own code,
             run step by step, does what it does.
+        given: the caller's own optimiser, in place of that rule; None: there is none.
         notes: a line for each thing that was found out, and that the user should know.
     """
 
@@ -50,6 +51,7 @@ class Problem:
     sample_batch: Tensor
     resident: bool = True
     steady: bool = True
+    given: torch.optim.Optimizer | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -79,6 +81,7 @@ class Problem:
         *,
         labels: Tensor | None = None,
         resident: bool | None = None,
+        given: torch.optim.Optimizer | None = None,
     ) -> "Problem":
         """Move model and images to the device, and try the model out; it is left as it was.
 
@@ -111,7 +114,7 @@ class Problem:
             )
         return cls(
             model, as_vae(vae), images, labels, objective, optimizer, device, latent_dim, params, x,
-            resident=resident, steady=not unsteady, notes=tuple(notes),
+            resident=resident, steady=not unsteady, given=given, notes=tuple(notes),
         )  # fmt: skip
 
     def again(self, batch_size: int | None = None) -> "Problem":
@@ -128,6 +131,7 @@ class Problem:
             self.device,
             labels=self.labels,
             resident=self.resident,
+            given=self.given,
         )
 
 

@@ -37,9 +37,10 @@ class ReferenceEngine:
         labels: (N, ...) handed to the model beside them, or None.
         batch_size: images per step.
         lr: learning rate.
-        likelihood, sigma, beta, bound: as in :class:`vaebench.objective.Objective`.
+        likelihood, sigma, beta, bound, free_bits: as in :class:`vaebench.objective.Objective`.
         device: where the model trains.
-        optimizer: the name of one of torch.optim's, in small letters.
+        optimizer: the name of one of torch.optim's, in small letters; or an optimiser, whose own
+            learning rates are multiplied by what :meth:`set_lr` makes of lr.
         words: its keyword arguments, beside lr.
         clip_norm, clip_value: as for torch.nn.utils.clip_grad_norm_ and clip_grad_value_.
     """
@@ -59,7 +60,8 @@ class ReferenceEngine:
         beta: float,
         device: torch.device,
         bound: str = "vae",
-        optimizer: str = "adam",
+        free_bits: float = 0.0,
+        optimizer: str | torch.optim.Optimizer = "adam",
         words: Mapping[str, Any] = MappingProxyType({}),
         clip_norm: float | None = None,
         clip_value: float | None = None,
@@ -69,10 +71,15 @@ class ReferenceEngine:
         self.dataset = TensorDataset(images.cpu(), *labelled)
         self.batch_size = batch_size
         self.likelihood, self.sigma, self.beta, self.bound = likelihood, sigma, beta, bound
+        self.free_bits = free_bits
         self.device = device
         self.clip_norm, self.clip_value = clip_norm, clip_value
-        make: Any = OPTIMIZERS[optimizer]
-        self.optimizer: torch.optim.Optimizer = make(model.parameters(), lr=lr, **words)
+        if isinstance(optimizer, str):
+            make: Any = OPTIMIZERS[optimizer]
+            self.optimizer: torch.optim.Optimizer = make(model.parameters(), lr=lr, **words)
+        else:
+            self.optimizer = optimizer
+        self.lr, self.base = lr, [group["lr"] / lr for group in self.optimizer.param_groups]
 
     @property
     def images(self) -> Tensor:
@@ -81,8 +88,11 @@ class ReferenceEngine:
 
     def set_lr(self, lr: float) -> None:
         """Use this learning rate from the next step on."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        if lr == self.lr:
+            return
+        self.lr = lr
+        for group, share in zip(self.optimizer.param_groups, self.base, strict=True):
+            group["lr"] = share * lr
 
     def set_beta(self, beta: float) -> None:
         """Weigh the KL by this from the next step on."""
@@ -92,7 +102,8 @@ class ReferenceEngine:
         """Train these parameters too: a layer may have been replaced since."""
         known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         if new := [p for p in params if id(p) not in known]:
-            self.optimizer.add_param_group({"params": new})
+            self.optimizer.add_param_group({"params": new, "lr": self.lr})
+            self.base.append(1.0)
 
     def training(self) -> AbstractContextManager[None]:
         """Nothing is laid out otherwise while it trains."""
@@ -128,7 +139,12 @@ class ReferenceEngine:
     def state(self) -> dict[str, Tensor]:
         """What the optimiser remembers; see :meth:`vaebench.engine.Engine.state`."""
         memory = self.optimizer.state_dict()["state"]
-        return {f"{i}.{name}": t for i, values in memory.items() for name, t in values.items()}
+        return {
+            f"{i}.{name}": t
+            for i, values in memory.items()
+            for name, t in values.items()
+            if isinstance(t, Tensor)  # a caller's optimiser may keep other things
+        }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take it back; see :meth:`vaebench.engine.Engine.load_state`."""
@@ -143,10 +159,15 @@ class ReferenceEngine:
         """(loss, recon, kl): recon and kl of the ELBO, summed over the batch; three scalars."""
         mu, logvar = self.model.encode(x, *y)
         kl = -0.5 * torch.sum(1 + logvar - mu**2 - logvar.exp())
-        if self.bound == "vae" and eps.dim() == 2:
+        penalty = kl
+        if self.free_bits:
+            each = -0.5 * (1 + logvar - mu**2 - logvar.exp()).mean(0)
+            penalty = len(x) * each.clamp(min=self.free_bits).sum()
+        prior = getattr(self.model, "mixture_prior", None)
+        if self.bound == "vae" and eps.dim() == 2 and prior is None:
             z = mu + torch.exp(logvar / 2) * eps
             recon = self.log_likelihood(self.model.decode(z, *y), x)
-            return -(recon - self.beta * kl) / len(x), recon, kl
+            return -(recon - self.beta * penalty) / len(x), recon, kl
         # k samples: every image stands k times in a row.
         batch, k = len(x), 1 if eps.dim() == 2 else eps.shape[1]
         x, y = x.repeat_interleave(k, 0), tuple(t.repeat_interleave(k, 0) for t in y)
@@ -154,10 +175,12 @@ class ReferenceEngine:
         z = mu + std * eps.reshape(batch * k, -1)
         log_p_x = self.log_likelihood(self.model.decode(z, *y), x, reduction="none")
         recon = log_p_x.sum() / k
-        if self.bound == "vae":
-            return -(recon - self.beta * kl) / batch, recon, kl
-        log_p_z = torch.distributions.Normal(0.0, 1.0, validate_args=False).log_prob(z).sum(1)
         log_q_z = torch.distributions.Normal(mu, std, validate_args=False).log_prob(z).sum(1)
+        log_p_z = log_prior(z, prior() if prior else None)
+        if prior:
+            penalty = kl = (log_q_z - log_p_z).sum() / k
+        if self.bound == "vae":
+            return -(recon - self.beta * penalty) / batch, recon, kl
         log_w = (log_p_x + log_p_z - log_q_z).reshape(batch, k)
         bound = torch.logsumexp(log_w, 1) - math.log(k)
         return -bound.mean(), recon, kl
@@ -166,14 +189,53 @@ class ReferenceEngine:
         self, output: Tensor | tuple[Tensor, Tensor], x: Tensor, reduction: str = "sum"
     ) -> Tensor:
         """Log p(x|z): summed over the batch, a scalar; or of each image, with "none"."""
-        sigma: Tensor | float = self.sigma
-        if isinstance(output, tuple):  # a mean with a variance of its own
-            output, logvar = output
-            sigma = torch.exp(logvar / 2).reshape(x.shape)
-        output = output.reshape(x.shape)
-        if self.likelihood == "bernoulli":
+        if isinstance(output, tuple):  # a mean with a spread of its own
+            mean, spread = (t.reshape(x.shape) for t in output)
+            if self.likelihood == "logistic":
+                value = log_of_grey_levels(mean, torch.exp(spread), x)
+            else:
+                value = normal_log_prob(mean, torch.exp(spread / 2), x)
+        elif self.likelihood == "bernoulli":
+            output = output.reshape(x.shape)
             value = -F.binary_cross_entropy_with_logits(output, x, reduction=reduction)
+        elif self.likelihood == "continuous-bernoulli":
+            # In float64: in float32 a probability near 1 is 1 too soon.
+            logits = output.reshape(x.shape).double()
+            given = torch.distributions.ContinuousBernoulli(logits=logits, validate_args=False)
+            value = given.log_prob(x.double()).to(x.dtype)
         else:
-            # Unchecked: numbers that go wrong are found, and told, where the sums are read.
-            value = torch.distributions.Normal(output, sigma, validate_args=False).log_prob(x)
+            value = normal_log_prob(output.reshape(x.shape), self.sigma, x)
         return value.sum() if reduction == "sum" else value.flatten(1).sum(1)
+
+
+def normal_log_prob(mean: Tensor, sigma: Tensor | float, x: Tensor) -> Tensor:
+    """Log N(x; mean, sigma^2), element by element."""
+    # Unchecked: numbers that go wrong are found, and told, where the sums are read.
+    found: Tensor = torch.distributions.Normal(mean, sigma, validate_args=False).log_prob(x)
+    return found
+
+
+def log_prior(z: Tensor, mixture: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Log p(z), z (N, Z): N(0, I), or an equal mixture of Gaussians, mu and logvar (K, Z)."""
+    if mixture is None:
+        return normal_log_prob(torch.zeros_like(z), 1.0, z).sum(1)
+    mu, std = mixture[0], torch.exp(mixture[1] / 2)
+    each = normal_log_prob(mu, std, z.unsqueeze(1)).sum(2)  # (N, K)
+    return torch.logsumexp(each, 1) - math.log(len(mu))
+
+
+def log_of_grey_levels(mean: Tensor, scale: Tensor, x: Tensor) -> Tensor:
+    """Log of what a logistic distribution has within half a grey level of x, or beyond the last.
+
+    In float64, and by the tail that holds less: a difference of two numbers near 1 has no digits.
+    """
+    half = 0.5 / 255
+    mean, scale, wide = mean.double(), scale.double(), x.double()
+    side = torch.where(wide > mean, -torch.ones_like(wide), 1.0)
+    inner, outer = (wide + side * half - mean) / scale, (wide - side * half - mean) / scale
+    mass = torch.sigmoid(side * inner) - torch.sigmoid(side * outer)
+    lowest, highest = wide < half, wide > 1 - half
+    below = F.logsigmoid((wide + half - mean) / scale)
+    above = F.logsigmoid((mean - wide + half) / scale)
+    log_mass = torch.where(lowest, below, torch.where(highest, above, torch.log(mass)))
+    return log_mass.to(x.dtype)

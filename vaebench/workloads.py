@@ -110,6 +110,27 @@ WORKLOADS: Mapping[str, Recipe] = MappingProxyType(
             hidden_dim=(200, 200),
             activation="tanh",
         ),
+        # Its published code divides each tensor's gradient by its norm before Adam, starts from
+        # wider weights, and raises the KL's weight epoch by epoch. --prior standard is its VAE with
+        # N(0, I).
+        "vampprior": _recipe(
+            "Tomczak & Welling 2017 (arXiv 1705.07120): gated 784-300-300-40, a VampPrior of 500 "
+            "pseudo-inputs, dynamic binarisation, 50,000 images, KL warmed up over 100 epochs, "
+            "stopped after 50 without a better one",
+            binarize="dynamic",
+            holdout=10_000,
+            epochs=2000,
+            patience=50,
+            batch_size=100,
+            lr=5e-4,
+            beta_schedule="warmup",
+            beta_epochs=100.0,
+            latent_dim=40,
+            hidden_dim=(300, 300),
+            activation="gated",
+            logvar_range=(-6.0, 2.0),
+            prior="vamp",
+        ),
         # It keeps the epoch that scored best on the held-out images: best.safetensors here.
         "pythae": _recipe(
             "clementchadebec/benchmark_VAE reproducibility/vae.py at 58c9e63: 784-400-40, ReLU, "

@@ -52,6 +52,27 @@ def test_what_is_stored(record: ModuleType, tmp_path: Path) -> None:
     json.dumps(result, allow_nan=False)
 
 
+def test_a_record_that_was_stopped_goes_on(record: ModuleType, tmp_path: Path) -> None:
+    line = ["--cold", "1", "--data", "strokes", "--keep", str(tmp_path), "--runs"]
+    ran: list[int] = []
+
+    def run(words: Any, seed: int, folder: Path, *, cold: bool = False) -> dict[str, Any]:
+        ran.append(seed)
+        if seed == 3:
+            raise KeyboardInterrupt
+        return _run(words, seed, folder, cold=cold)
+
+    with pytest.raises(KeyboardInterrupt):
+        record.measure(record.parse([*line, "5"]), run)
+    assert ran == [0, 0, 1, 2, 3]  # the first is off the record
+    ran.clear()
+    result = record.measure(record.parse([*line, "3"]), run)
+    assert ran == [0, 0]  # off the record, and cold
+    assert [each["seed"] for each in result["runs"]] == [0, 1, 2]
+    with pytest.raises(InputError, match="of another recipe or machine"):
+        record.measure(record.parse([*line, "3", "--samples", "7"]), run)
+
+
 def test_another_model_is_no_record(record: ModuleType) -> None:
     with pytest.raises(InputError, match="iwae differs from mlp in latent_dim, hidden_dim, binar"):
         record.TRACKS["elbo"].check("iwae")

@@ -6,9 +6,10 @@ from torch import Tensor
 
 from tests.engines import adam_of, draft_of, problem_of
 from vaebench.fast.fused_likelihood import FusedObjective, part
+from vaebench.likelihoods import bernoulli_log_likelihood
 from vaebench.models.mlp import VAE
 from vaebench.models.protocol import Gaussian
-from vaebench.objective import Objective, bernoulli_log_likelihood
+from vaebench.objective import Objective
 
 
 def _both(logits: Tensor, x: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -48,6 +48,8 @@ class Textbook:
     # By the share of one epoch that is done: learning rate, and the KL's weight.
     rate: Callable[[float], float] | None = None
     beta: Callable[[float], float] = lambda done: 1.0
+    gated: bool = False
+    components: int = 0  # of a VampPrior; 0: N(0, I)
 
 
 def _adam(lr: float, eps: float = 1e-8, beta2: float = 0.999) -> Any:
@@ -93,6 +95,17 @@ TEXTBOOK = {
         rate=_slowly,
         beta=lambda done: done / 20,
     ),
+    "vampprior": Textbook(
+        *([784, 300, 300, 40], nn.GLU, 100, _adam(5e-4), "dynamic"),
+        beta=lambda done: done / 100,
+        gated=True,
+        components=500,
+    ),
+    "vampprior standard": Textbook(
+        *([784, 300, 300, 40], nn.GLU, 100, _adam(5e-4), "dynamic", "--prior standard"),
+        beta=lambda done: done / 100,
+        gated=True,
+    ),
     "pythae": Textbook([784, 400, 40], RELU, 100, _adam(1e-4), "static"),
 }
 
@@ -114,10 +127,10 @@ def _layers(book: Textbook) -> nn.ModuleDict:
     def chain(widths: list[int]) -> nn.Sequential:
         parts: list[nn.Module] = []
         for a, b in pairwise(widths):
-            parts += [nn.Linear(a, b), book.activation()]
+            parts += [nn.Linear(a, (1 + book.gated) * b), book.activation()]
         return nn.Sequential(*parts)
 
-    return nn.ModuleDict(
+    net = nn.ModuleDict(
         {
             "encoder": chain(book.widths[:-1]),
             "mu": nn.Linear(hidden[0], z),
@@ -126,14 +139,23 @@ def _layers(book: Textbook) -> nn.ModuleDict:
             "output": nn.Linear(hidden[-2], 784),
         }
     )
+    if book.components:
+        noise = torch.randn(book.components, 28, 28)
+        net.register_parameter("pseudo_inputs", nn.Parameter(0.01 * noise - 0.05))
+    return net
+
+
+def _posterior(net: nn.ModuleDict, book: Textbook, x: Tensor) -> Normal:
+    h = net["encoder"](x)
+    logvar = net["logvar"](h)
+    return Normal(net["mu"](h), (logvar.clamp(-6, 2) if book.gated else logvar).div(2).exp())
 
 
 def _loss(
     net: nn.ModuleDict, book: Textbook, x: Tensor, eps: Tensor, beta: float
 ) -> tuple[Tensor, Tensor]:
     """(loss, ELBO summed over the batch)."""
-    h = net["encoder"](x)
-    q = Normal(net["mu"](h), (net["logvar"](h) / 2).exp())
+    q = _posterior(net, book, x)
     prior = Normal(torch.zeros_like(q.mean), 1.0)
     recons, log_ws = [], []
     for draw in eps.reshape(len(x), book.k, -1).unbind(1):
@@ -146,6 +168,10 @@ def _loss(
         recons.append(recon)
         log_ws.append(recon + prior.log_prob(z).sum(1) - q.log_prob(z).sum(1))
     recon, kl = sum(recons, torch.zeros(len(x))) / book.k, kl_divergence(q, prior).sum(1)
+    if book.components:
+        vamp = _posterior(net, book, net.get_parameter("pseudo_inputs").sigmoid().flatten(1))
+        each = Normal(vamp.mean, vamp.stddev).log_prob(z[:, None]).sum(2)
+        kl = q.log_prob(z).sum(1) - each.logsumexp(1) + math.log(book.components)
     elbo = recon - kl
     if book.iwae:
         return -(torch.stack(log_ws).logsumexp(0) - math.log(book.k)).mean(), elbo.sum()
@@ -188,7 +214,9 @@ def _train(book: Textbook, grey: Tensor) -> tuple[float, nn.ModuleDict]:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=[pytest.mark.slow] * (n not in ("mlp", "flax", "iwae", "record")))
+        pytest.param(
+            n, marks=[pytest.mark.slow] * (n not in ("mlp", "flax", "iwae", "record", "vampprior"))
+        )
         for n in TEXTBOOK
     ],
 )
@@ -235,6 +263,7 @@ def test_every_recipe_has_its_textbook() -> None:
 def test_passes_and_images() -> None:
     """What the tests above cut short."""
     want = {"mlp": (10, 0), "flax": (30, 10_000), "iwae": (3280, 400), "pythae": (500, 10_000)}
+    want["vampprior"] = (2000, 10_000)
     for name, (epochs, holdout) in want.items():
         config = recipe(name)
         assert (config.optimizer.epochs, config.data.holdout) == (epochs, holdout), name

@@ -112,6 +112,7 @@ def evaluate_run(args: "argparse.Namespace") -> None:
         "best": args.best,
         "epochs": _epochs(args, trained),
         "training_seed": config["seed"],
+        "latents": config["latent_dim"],
         "dataset": data.name,
         "images_of_the_run": own,
         "split": args.split,
@@ -243,7 +244,7 @@ def describe(result: dict[str, Any], found: "Evaluation") -> str:
         f"{'score' if grey else 'log-likelihood'} {found.log_likelihood:.2f}{spread} nats per "
         f"image ({found.images:,} {result['split']} images, {found.samples:,} z each{means})",
         f"ELBO {found.elbo:.2f} = recon {found.recon:.2f} - kl {found.kl:.2f}; "
-        f"{found.active_units} of {len(found.kl_per_latent)} latents active",
+        f"{found.active_units} of {result['latents']} latents active",
         f"{result['binarization']}; {result['meaning']}",
         f"{result['seconds']:.1f} s",
     ]

@@ -227,6 +227,11 @@ def build_model(
         "activation": config.network.activation,
         "likelihood": config.objective.likelihood,
     }
+    network = config.network
+    if network.logvar_range:
+        recipe["logvar_range"] = network.logvar_range
+    if network.prior != "standard":
+        recipe |= {"prior": network.prior, "pseudo_inputs": network.pseudo_inputs}
     if config.network.conditional:
         recipe["classes"] = count_classes(data)
     manual_seed(config.run.seed)

@@ -12,12 +12,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vaebench.config.fields import check_amp as check_amp
+from vaebench.config.fields import flag_of, option
 from vaebench.config.groups import ACTIVATIONS as ACTIVATIONS
 from vaebench.config.groups import BETA_SCHEDULES as BETA_SCHEDULES
 from vaebench.config.groups import BINARIZE as BINARIZE
 from vaebench.config.groups import LIKELIHOODS as LIKELIHOODS
 from vaebench.config.groups import NETWORKS as NETWORKS
 from vaebench.config.groups import OPTIMIZERS as OPTIMIZERS
+from vaebench.config.groups import PRIORS as PRIORS
 from vaebench.config.groups import SCHEDULES as SCHEDULES
 from vaebench.config.groups import TO_THE_END as TO_THE_END
 from vaebench.config.groups import WITH_MOMENTUM as WITH_MOMENTUM
@@ -28,8 +31,6 @@ from vaebench.config.groups import ObjectiveConfig as ObjectiveConfig
 from vaebench.config.groups import OptimizerConfig as OptimizerConfig
 from vaebench.config.groups import RunConfig as RunConfig
 from vaebench.config.groups import asks_for as asks_for
-from vaebench.config.groups import check_amp as check_amp
-from vaebench.config.groups import flag_of, option
 from vaebench.config.groups import without as without
 from vaebench.errors import InputError, check_choice
 from vaebench.fast.register import TECHNIQUES
@@ -75,7 +76,7 @@ class TrainConfig:
 
     def _check(self) -> None:
         check_choice("--workload", self.workload, tuple(WORKLOADS))
-        if self.objective.likelihood == "bernoulli" and self.objective.sigma != 1:
+        if self.objective.likelihood not in (None, "gaussian") and self.objective.sigma != 1:
             raise InputError(
                 f"--sigma {self.objective.sigma} belongs to the Gaussian likelihood: "
                 "add --likelihood gaussian, or drop --sigma"

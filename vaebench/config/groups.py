@@ -1,25 +1,34 @@
 """The groups of options: one for each thing that is settled about a training."""
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vaebench.config.fields import (
+    check_amp,
+    check_text_or_none,
+    chosen,
+    counted,
+    flag_of,
+    measured,
+    option,
+    two_shares,
+)
 from vaebench.errors import (
     WIDEST,
     InputError,
-    check_choice,
-    check_count,
     check_counts,
-    check_real,
+    check_range,
     check_seed,
     check_share,
     check_switch,
     check_text,
 )
-from vaebench.fast.register import AMP_MODES, TECHNIQUES, Technique
+from vaebench.fast.register import TECHNIQUES, Technique
 
-LIKELIHOODS = ("bernoulli", "gaussian")
-ACTIVATIONS = ("relu", "tanh", "leaky_relu")
+LIKELIHOODS = ("bernoulli", "continuous-bernoulli", "gaussian", "learned-gaussian", "logistic")
+PRIORS = ("standard", "vamp")
+ACTIVATIONS = ("relu", "tanh", "leaky_relu", "gated")
 NETWORKS = ("mlp", "conv")
 OPTIMIZERS = ("adam", "adamw", "adamax", "adagrad", "rmsprop", "sgd")
 WITH_MOMENTUM = ("sgd", "rmsprop")
@@ -29,66 +38,6 @@ BETA_SCHEDULES = ("constant", "warmup", "cyclical")
 OBJECTIVES = ("vae", "iwae")
 BINARIZE = ("none", "threshold", "static", "dynamic")
 ENGINES = ("fast", "reference")
-
-_MAY_BE_ZERO = ("beta", "warmup", "weight_decay")
-# What would take years or every thread there is, and is a slip of the finger.
-_MOST = {"epochs": 10**9, "latent_dim": WIDEST, "threads": 1024}
-
-
-def check_amp(amp: str | None) -> None:
-    """Raise InputError unless ``amp`` is None, ``"auto"`` or ``"bf16"``."""
-    if amp in ("fp16", "float16", "half"):
-        raise InputError(
-            f"--amp {amp} is not offered: float16 needs a loss scaler, and exp(logvar) overflows "
-            "it; use --amp bf16"
-        )
-    if amp is not None:
-        _check_choice("amp", amp, AMP_MODES)
-
-
-def flag_of(name: str) -> str:
-    """How the command line calls an option."""
-    return "--" + name.replace("_", "-")
-
-
-def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
-    check_choice(flag_of(name), value, accepted)
-
-
-def _counted(config: Any, *names: str) -> None:
-    """Check fields that count something, and keep them as plain ints, whatever int was given."""
-    for name in names:
-        value = check_count(flag_of(name), getattr(config, name), most=_MOST.get(name))
-        object.__setattr__(config, name, value)
-
-
-def _check_text_or_none(name: str, value: str | None) -> None:
-    if value is not None:
-        check_text(flag_of(name), value)
-
-
-def _measured(config: Any, *names: str) -> None:
-    """Check fields that are real numbers, and keep them as plain floats; some may be zero."""
-    for name in names:
-        value = check_real(flag_of(name), getattr(config, name), zero=name in _MAY_BE_ZERO)
-        object.__setattr__(config, name, value)
-
-
-def _pair(name: str, value: Any) -> tuple[float, float]:
-    """Give two shares, of whatever sequence they were given in."""
-    try:
-        first, second = value
-    except (TypeError, ValueError):
-        raise InputError(f"{name} is {value!r}: it must be two numbers") from None
-    return check_share(name, first), check_share(name, second)
-
-
-def option(default: Any, help: str, *, flag: str | None = None, **argparse_kwargs: Any) -> Any:
-    """Declare a field that is also an option, called ``flag`` where that is not the field's name.
-
-    Further keyword arguments are those of ``argparse.add_argument``.
-    """
-    return field(default=default, metadata={"help": help, "option": flag, **argparse_kwargs})
 
 
 @dataclass(frozen=True)
@@ -119,8 +68,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_text("--data", self.source)
-        _check_text_or_none("data_dir", self.data_dir)
-        _check_choice("binarize", self.binarize, BINARIZE)
+        check_text_or_none("data_dir", self.data_dir)
+        chosen("binarize", self.binarize, BINARIZE)
         if not isinstance(self.holdout, int) or self.holdout < 0:
             raise InputError(f"--holdout is {self.holdout!r}: it must be a whole number, 0 or more")
 
@@ -142,19 +91,46 @@ class NetworkConfig:
         metavar="N",
         nargs="+",
     )
-    activation: str = option("relu", "hidden activation", choices=ACTIVATIONS)
+    activation: str = option(
+        "relu",
+        "hidden activation; gated: a linear layer times the sigmoid of another",
+        choices=ACTIVATIONS,
+    )
+    logvar_range: tuple[float, float] | None = option(
+        None, "cut the encoder's logvar off below and above these", metavar="F", nargs=2
+    )
+    prior: str = option(
+        "standard",
+        "p(z): standard, N(0, I); vamp, the average of q(z|u) over learned pseudo-inputs u",
+        choices=PRIORS,
+    )
+    pseudo_inputs: int = option(500, "how many pseudo-inputs prior vamp has", metavar="N")
     conditional: bool = option(
         False, "give encoder and decoder each image's label too: p(x|y) is modelled, not p(x)"
     )
 
     def __post_init__(self) -> None:
-        _check_choice("network", self.kind, NETWORKS)
-        _counted(self, "latent_dim")
+        chosen("network", self.kind, NETWORKS)
+        counted(self, "latent_dim")
         # A tuple from here on, whatever sequence was given: a run folder can hold it.
         widths = check_counts("--hidden-dim", self.hidden_dim, most=WIDEST)
         object.__setattr__(self, "hidden_dim", widths)
-        _check_choice("activation", self.activation, ACTIVATIONS)
+        chosen("activation", self.activation, ACTIVATIONS)
         check_switch("--conditional", self.conditional)
+        chosen("prior", self.prior, PRIORS)
+        counted(self, "pseudo_inputs")
+        if self.logvar_range is not None:
+            limits = check_range("--logvar-range", self.logvar_range)
+            object.__setattr__(self, "logvar_range", limits)
+        if self.prior == "vamp" and self.conditional:
+            raise InputError(
+                "--prior vamp has no labels for its pseudo-inputs, and --conditional needs some: "
+                "drop one of them"
+            )
+        if self.kind == "conv" and (self.prior, self.logvar_range) != ("standard", None):
+            raise InputError(
+                "--prior and --logvar-range belong to --network mlp: drop them, or drop --network"
+            )
 
 
 @dataclass(frozen=True)
@@ -162,9 +138,13 @@ class ObjectiveConfig:
     """What is maximised; see :class:`vaebench.objective.Objective`."""
 
     likelihood: str | None = option(
-        None, "p(x|z) (default: bernoulli, or what the model says)", choices=LIKELIHOODS
+        None,
+        "p(x|z) (default: bernoulli, or what the model says): gaussian has one --sigma, "
+        "learned-gaussian a variance from the decoder, continuous-bernoulli is a density of grey "
+        "pixels, logistic a probability of 256 grey levels",
+        choices=LIKELIHOODS,
     )
-    sigma: float = option(1.0, "standard deviation of the Gaussian likelihood", metavar="F")
+    sigma: float = option(1.0, "standard deviation of likelihood gaussian", metavar="F")
     beta: float = option(
         1.0, "weight of the KL in the loss (the ELBO is reported at 1)", metavar="F"
     )
@@ -175,6 +155,11 @@ class ObjectiveConfig:
         choices=BETA_SCHEDULES,
     )
     beta_epochs: float = option(10.0, "epochs of beta's warm-up, or of one cycle", metavar="F")
+    free_bits: float = option(
+        0.0,
+        "nats that the KL of each latent, averaged over a batch, may be without costing anything",
+        metavar="F",
+    )
     bound: str = option(
         "vae",
         "what is maximised: the ELBO, averaged over the samples, or the importance-weighted bound",
@@ -185,15 +170,20 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         if self.likelihood is not None:
-            _check_choice("likelihood", self.likelihood, LIKELIHOODS)
-        _measured(self, "sigma", "beta", "beta_epochs")
-        _check_choice("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
-        _check_choice("objective", self.bound, OBJECTIVES)
-        _counted(self, "samples")
+            chosen("likelihood", self.likelihood, LIKELIHOODS)
+        measured(self, "sigma", "beta", "beta_epochs", "free_bits")
+        chosen("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
+        chosen("objective", self.bound, OBJECTIVES)
+        counted(self, "samples")
         if self.bound == "iwae" and (self.beta, self.beta_schedule) != (1, "constant"):
             raise InputError(
                 f"--beta is {self.beta}, {self.beta_schedule}: the importance-weighted bound has "
                 "no separate KL to weigh; drop --beta and --beta-schedule, or use --objective vae"
+            )
+        if self.bound == "iwae" and self.free_bits:
+            raise InputError(
+                f"--free-bits is {self.free_bits}: the importance-weighted bound has no separate "
+                "KL to leave free; drop it, or use --objective vae"
             )
 
 
@@ -256,19 +246,19 @@ class OptimizerConfig:
     )
 
     def __post_init__(self) -> None:
-        _counted(self, "epochs", "batch_size")
+        counted(self, "epochs", "batch_size")
         if self.patience != 0:
-            _counted(self, "patience")
+            counted(self, "patience")
         if self.batch_sizes != ():
             sizes = check_counts("--batch-sizes", self.batch_sizes)
             object.__setattr__(self, "batch_sizes", sizes)
-        _check_choice("optimizer", self.name, OPTIMIZERS)
-        _measured(self, "lr", "adam_eps", "warmup", "weight_decay")
-        _check_choice("schedule", self.schedule, SCHEDULES)
+        chosen("optimizer", self.name, OPTIMIZERS)
+        measured(self, "lr", "adam_eps", "warmup", "weight_decay")
+        chosen("schedule", self.schedule, SCHEDULES)
         for name in ("clip_norm", "clip_value"):
             if getattr(self, name) is not None:
-                _measured(self, name)
-        object.__setattr__(self, "adam_betas", _pair("--adam-betas", self.adam_betas))
+                measured(self, name)
+        object.__setattr__(self, "adam_betas", two_shares("--adam-betas", self.adam_betas))
         for name in ("momentum", "ema_decay"):
             object.__setattr__(self, name, check_share(flag_of(name), getattr(self, name)))
         if self.momentum and self.name not in WITH_MOMENTUM:
@@ -375,12 +365,12 @@ class RunConfig:
         object.__setattr__(self, "seed", check_seed("--seed", self.seed))
         check_text("--device", self.device)
         if self.threads is not None:
-            _counted(self, "threads")
-        _check_choice("engine", self.engine, ENGINES)
+            counted(self, "threads")
+        chosen("engine", self.engine, ENGINES)
         if self.checkpoint_every != 0:
-            _counted(self, "checkpoint_every")
+            counted(self, "checkpoint_every")
         for name in ("out", "resume"):
-            _check_text_or_none(name, getattr(self, name))
+            check_text_or_none(name, getattr(self, name))
         check_switch("--plot", self.plot)
         check_switch("--film", self.film)
         check_switch("--quiet", self.quiet)

@@ -77,6 +77,8 @@ def is_binary(images: Tensor) -> bool:
 
 def meaning(likelihood: str, images: Tensor, how: str) -> str:
     """Say what an ELBO of these images, binarised so, is; unlike ones never share a column."""
+    if likelihood == "logistic":
+        return "bound on log-likelihood of 256 grey levels"
     if likelihood != "bernoulli":
         return "bound on log-density"
     if how != "none" or is_binary(images):

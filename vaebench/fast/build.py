@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from vaebench.config import FastConfig, asks_for, without
 from vaebench.fast import admit
 from vaebench.fast.draft import Draft, Offer, Plan
+from vaebench.fast.given import GivenState
 from vaebench.fast.optimizer import OptimizerState
 from vaebench.fast.register import TECHNIQUES, Technique
 from vaebench.fast.step import StepEngine
@@ -51,7 +52,7 @@ def make_engine(
         group: the processes that train together, each with all of the images; None: this one.
         optimizer: the state of the training so far, to go on from; None: it begins.
     """
-    started = optimizer or OptimizerState.of(problem.params, problem.optimizer)
+    started = optimizer or _begun(problem)
     draft = Draft(problem, fast, group, started, Plan(problem.objective))
     plain = draft.engine
     draft.actual = {t.name: t.idle for t in TECHNIQUES if t.kind != "thread"}
@@ -66,6 +67,13 @@ def make_engine(
         return built._replace(notes=[*built.notes, f"{technique.flag}: {reason}"])
     draft.actual["data_on"] = "device" if problem.resident else "host, streamed"
     return Built(draft.engine, draft.actual, draft.notes)
+
+
+def _begun(problem: Problem) -> OptimizerState:
+    """An optimiser's state as training begins."""
+    if problem.given is not None:
+        return GivenState.around(problem.given, problem.params, problem.optimizer)
+    return OptimizerState.of(problem.params, problem.optimizer)
 
 
 def _regretted(draft: Draft, plain: StepEngine) -> tuple[Technique, str] | None:

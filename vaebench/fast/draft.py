@@ -98,7 +98,7 @@ class Draft:
     def make(self, plan: Plan) -> StepEngine:
         """Make the engine that a plan describes."""
         problem, group = self.problem, self.group
-        contexts, labels = plan.contexts, problem.labels
+        contexts, labels = (self.optimizer.stepping, *plan.contexts), problem.labels
         if problem.device.type == "cuda" and not self.actual.get("tf32"):
             contexts = (full_float32, *contexts)
         if labels is not None and not problem.resident:

@@ -40,6 +40,8 @@ def offer(draft: Draft) -> Offer | str:
     alone = draft.group is None and draft.problem.resident and draft.problem.steady
     if capture is None or not alone:
         return ""
+    if draft.problem.given is not None:
+        return "a caller's optimiser may do what a graph cannot repeat; trained step by step"
     replayed = GraphEngine(draft.engine, capture)
     try:
         replayed.warm_up()

@@ -5,7 +5,7 @@ and the defaults are those of torch.optim's class of that name, at its version 2
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vaebench.config import OptimizerConfig
+from vaebench.engine import copy_state
 from vaebench.fast.layout import in_memory_order, laid_out_as, real
 
 RMSPROP_ALPHA, RMSPROP_EPS, ADAGRAD_EPS = 0.99, 1e-8, 1e-10
@@ -150,6 +151,27 @@ class OptimizerState:
         moments = dict(zip(self.moments, lists, strict=True))
         return OptimizerState(params, moments, steps, self.lr, self.settings, resting)
 
+    def set_lr(self, lr: float) -> None:
+        """Use this learning rate from the next step on."""
+        self.lr.fill_(lr)
+
+    @contextlib.contextmanager
+    def stepping(self) -> Iterator[None]:
+        """What an engine enters while it trains."""
+        yield
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Put everything that an update changes back at the end, in place."""
+        tensors = self.tensors()
+        before = [t.detach().clone() for t in tensors]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, value in zip(tensors, before, strict=True):
+                    tensor.copy_(value)
+
     @property
     def _lists(self) -> list[list[Tensor]]:
         return list(self.moments.values())
@@ -169,6 +191,10 @@ class OptimizerState:
         if self.even:
             return {**named, "step": self.step}
         return {**named, **{f"step.{i}": step for i, step in enumerate(self.steps)}}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Copy in what :meth:`memory` gave; raises as :func:`vaebench.engine.copy_state`."""
+        copy_state(state, self.memory())
 
     @torch.no_grad()
     def update(self, grads: tuple[Tensor, ...]) -> None:

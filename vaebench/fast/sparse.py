@@ -37,7 +37,7 @@ def part(draft: Draft, plan: Plan) -> tuple[Plan, str] | None:
         vaebench.toolchain.CompileError: the kernel cannot be built.
     """
     problem = draft.problem
-    if plan.autocast or not problem.resident:
+    if plan.autocast or not problem.resident or problem.given is not None:
         return None
     note, layer = dark(problem.images), input_layer(problem)
     if layer is None or note is None:

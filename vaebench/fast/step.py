@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vaebench.data.images import gather
-from vaebench.engine import Sums, copy_state
+from vaebench.engine import Sums
 from vaebench.fast.optimizer import OptimizerState
 from vaebench.models.protocol import EncoderDecoder
 from vaebench.models.snapshot import untouched
@@ -130,7 +130,7 @@ class StepEngine:
 
     def set_lr(self, lr: float) -> None:
         """Use this learning rate from the next step on."""
-        self.optimizer.lr.fill_(lr)
+        self.optimizer.set_lr(lr)
 
     def set_beta(self, beta: float) -> None:
         """Weigh the KL by this from the next step on."""
@@ -166,15 +166,8 @@ class StepEngine:
     @contextlib.contextmanager
     def unchanged(self) -> Iterator[None]:
         """Put everything that training changes back at the end, in place."""
-        state = self.optimizer.tensors()
-        before = [t.detach().clone() for t in state]
-        with untouched(self.model):
-            try:
-                yield
-            finally:
-                with torch.no_grad():
-                    for tensor, value in zip(state, before, strict=True):
-                        tensor.copy_(value)
+        with untouched(self.model), self.optimizer.unchanged():
+            yield
 
     @property
     def trial_sizes(self) -> list[int]:
@@ -202,4 +195,4 @@ class StepEngine:
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take it back, in place; see :meth:`vaebench.engine.Engine.load_state`."""
-        copy_state(state, self.optimizer.memory())
+        self.optimizer.load(state)

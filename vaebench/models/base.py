@@ -1,10 +1,14 @@
 """What the package's own networks share: labels beside images and codes, and samples."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaebench.errors import WIDEST, InputError, check_count
+from vaebench.likelihoods import mean_pixels
+from vaebench.models.protocol import Output, prior_of
 
 
 class BaseVAE(nn.Module):
@@ -23,7 +27,7 @@ class BaseVAE(nn.Module):
         """Give (mu, logvar), each (B, Z), for x (B, ...), and y (B,) where there are classes."""
         raise NotImplementedError
 
-    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Any:
         """Give the output (B, ...) for z (B, Z), and y (B,) where there are classes."""
         raise NotImplementedError
 
@@ -37,16 +41,27 @@ class BaseVAE(nn.Module):
         on the model's device. Call ``eval()`` before where there is batch norm: in train mode it
         would normalise each image by the others.
         """
-        check_count("n", n)
+        z = self.draw(n, generator)
         weight = next(self.parameters())
-        z = torch.randn(n, self.latent_dim, generator=generator, device=weight.device)
         if y is not None:
             y = torch.as_tensor(y, device=weight.device).expand(n)
         return self.pixels(self.decode(z.to(weight.dtype), y))
 
-    def pixels(self, output: Tensor) -> Tensor:
+    @torch.no_grad()
+    def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw codes (n, Z) from the prior; the generator must live on the model's device."""
+        check_count("n", n)
+        weight = next(self.parameters())
+        z = torch.randn(n, self.latent_dim, generator=generator, device=weight.device)
+        if (prior := prior_of(self)) is None:
+            return z
+        mu, logvar = prior
+        which = torch.randint(len(mu), (n,), generator=generator, device=weight.device)
+        return mu[which] + torch.exp(0.5 * logvar[which]) * z
+
+    def pixels(self, output: Output) -> Tensor:
         """Turn the decoder's output into mean pixel values, E[x|z]."""
-        return output.sigmoid() if self.likelihood == "bernoulli" else output
+        return mean_pixels(self.likelihood, output)
 
     def _joined(self, values: Tensor, y: Tensor | None) -> Tensor:
         """Put the labels y (B,) beside values (B, N, ...), one-hot: (B, N + classes, ...)."""

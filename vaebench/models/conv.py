@@ -29,6 +29,8 @@ from vaebench.errors import InputError
 from vaebench.models.base import BaseVAE, check_classes
 from vaebench.models.mlp import ACTIVATIONS
 
+ACTIVATIONS_HERE = tuple(name for name in ACTIVATIONS if name != "gated")
+LIKELIHOODS_HERE = ("gaussian", "bernoulli", "continuous-bernoulli")
 CHANNELS = (32, 64, 128, 256, 512)
 PIXELS = (28, 28)
 SHAPES = (PIXELS, (1, *PIXELS), (math.prod(PIXELS),))
@@ -44,9 +46,9 @@ class ConvVAE(BaseVAE):
         image_shape: ``(28, 28)``, ``(1, 28, 28)`` or ``(784,)``; the output has this shape.
         hidden_dims: channels of the encoder's five layers; the decoder has them reversed.
         latent_dim: Z, the size of z.
-        activation: a name in :data:`vaebench.models.mlp.ACTIVATIONS`.
+        activation: ``"relu"``, ``"tanh"`` or ``"leaky_relu"``.
         likelihood: ``"gaussian"``: the output is a mean in (-1, 1), by tanh, as in the original.
-            ``"bernoulli"``: logits, with no tanh.
+            ``"bernoulli"`` or ``"continuous-bernoulli"``: logits, with no tanh.
         classes: how many labels there are; encoder and decoder then take one for each image, y:
             the encoder as further channels, all 1 or all 0, the decoder beside z. None: they take
             none.
@@ -138,7 +140,12 @@ def _check(
         )
     if latent_dim < 1:
         raise InputError(f"latent_dim is {latent_dim}: it must be at least 1")
-    if activation not in ACTIVATIONS:
-        raise InputError(f"activation is {activation!r}: choose from {', '.join(ACTIVATIONS)}")
-    if likelihood not in ("bernoulli", "gaussian"):
-        raise InputError(f"likelihood is {likelihood!r}: choose from bernoulli, gaussian")
+    for name, value, accepted in (
+        ("activation", activation, ACTIVATIONS_HERE),
+        ("likelihood", likelihood, LIKELIHOODS_HERE),
+    ):
+        if value not in accepted:
+            raise InputError(
+                f"{name} is {value!r}: of the convolutional network choose from "
+                f"{', '.join(accepted)}"
+            )

@@ -32,7 +32,19 @@ class Gaussian(NamedTuple):
     logvar: Tensor
 
 
-Output = Tensor | Gaussian
+class Logistic(NamedTuple):
+    """A decoder's output under a likelihood of 256 grey levels: a logistic distribution per pixel.
+
+    ``mean`` and ``logscale``, the logarithm of its width, hold one number per pixel each.
+    """
+
+    mean: Tensor
+    logscale: Tensor
+
+
+Output = Tensor | Gaussian | Logistic
+# Of K diagonal Gaussians, in equal parts: mu and logvar, (K, Z) each.
+Mixture = tuple[Tensor, Tensor]
 
 
 class EncoderDecoder(Protocol):
@@ -40,8 +52,9 @@ class EncoderDecoder(Protocol):
 
     Shapes: x (B, ...) float in the data's own shape; mu, logvar, z (B, Z); the output has one
     number per pixel in any shape of B times D numbers: logits of a Bernoulli likelihood, means of
-    a Gaussian one; or it is a :class:`Gaussian`. Models that are written otherwise are brought to
-    this form by :func:`vaebench.adapt`.
+    a Gaussian one; or it is a :class:`Gaussian` or a :class:`Logistic`. p(z) is N(0, I), unless a
+    model has a method ``mixture_prior``, which gives a :data:`Mixture`. Models that are written
+    otherwise are brought to this form by :func:`vaebench.adapt`.
     """
 
     @property
@@ -83,6 +96,15 @@ def likelihood_of(model: nn.Module) -> str:
     return getattr(model, "likelihood", "bernoulli")
 
 
+def prior_of(model: object) -> Mixture | None:
+    """Give a model's own p(z), an equal mixture of Gaussians; None: N(0, I)."""
+    give = getattr(model, "mixture_prior", None)
+    if give is None:
+        return None
+    mu, logvar = give()
+    return mu, logvar
+
+
 @torch.no_grad()
 def latent_size(model: nn.Module, x: Tensor, *y: Tensor) -> int:
     """Z, found by encoding x (B, ...), which is also checked to fit the model.
@@ -101,7 +123,7 @@ def latent_size(model: nn.Module, x: Tensor, *y: Tensor) -> int:
             output = vae.decode(mu, *y)
     finally:
         model.train(was_training)
-    for part in output if isinstance(output, Gaussian) else (output,):
+    for part in output if isinstance(output, tuple) else (output,):
         _check_floats("decode", part)
         if part.numel() != x.numel():
             raise InputError(

@@ -8,6 +8,7 @@ MNIST models' pixels by up to 0.3 of a grey level in 255, and saved 0.9 MB.)
 import base64
 import io
 import json
+import math
 from importlib.resources import files
 from typing import Any
 
@@ -36,6 +37,8 @@ def make_page(run: Run) -> str:
     """
     if run.classes:
         raise UnsuitedError("the explorer decodes z alone, and this run's model takes a label too")
+    if run.model.likelihood == "continuous-bernoulli":
+        raise UnsuitedError("the explorer does not know the continuous Bernoulli's mean")
     layers = decoder_layers(run)
     program = "\n".join(_part(f"{name}.js") for name in ("decoder", "plane", "chart", "explorer"))
     # "<" written so can end no script element, whatever a label or a folder's name contains.
@@ -74,8 +77,11 @@ def decoder_layers(run: Run) -> list[dict[str, Any]]:
                 f"model's decoder holds {type(leaf).__name__}"
             )
     for layer, module in zip(layers, linear, strict=True):
-        layer["outputs"], layer["inputs"] = module.weight.shape
-        layer["weight"], layer["bias"] = _base64(module.weight), _base64(module.bias)
+        # Of an output with spreads, the means.
+        rows = math.prod(model.image_shape) if module is modules[-1] else None
+        weight, bias = module.weight[:rows], module.bias[:rows]
+        layer["outputs"], layer["inputs"] = weight.shape
+        layer["weight"], layer["bias"] = _base64(weight), _base64(bias)
     if model.likelihood == "bernoulli":
         layers[-1]["activation"] = "sigmoid"
     return layers

@@ -31,7 +31,7 @@ def draw_latent(run: Run, options: Options) -> Figure:
     plane = run.plane.caption().split(";")[0]
     caption = (
         f"{run.caption()} Each of {len(points):,} points is one test image: {what}. Circles hold "
-        f"50, 90 and 99 % of the prior.{plane}{'.' * bool(plane)}"
+        f"50, 90 and 99 % of {run.normal}.{plane}{'.' * bool(plane)}"
     )
     fig = style.chart(SIDE, SIDE - 2 * style.MARGIN, "The test set in latent space", caption)
     ax = fig.subplots()

@@ -26,7 +26,8 @@ def draw_manifold(run: Run, options: Options) -> Figure:
     pictures = run.decode(run.plane.lift(torch.stack([right, down], -1).reshape(-1, 2)), label)
     caption = (
         f"{run.caption()} Each image is the decoder's mean at one point; points are spaced by "
-        f"equal steps of the prior's probability, from {low:g} to {high:g}." + run.plane.caption()
+        f"equal steps of {run.normal}'s probability, from {low:g} to {high:g}."
+        f"{run.plane.caption()}"
     )
     title = "The learned manifold" if run.plane.whole else "A plane through the learned manifold"
     title += "" if label is None else f" of class {label}"

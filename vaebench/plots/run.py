@@ -12,6 +12,7 @@ from vaebench.data.images import to_unit
 from vaebench.data.labels import check_labels
 from vaebench.data.load import ImageSet, load_dataset, load_mnist
 from vaebench.errors import InputError, one_line
+from vaebench.models.protocol import prior_of
 from vaebench.plots.options import UnsuitedError
 from vaebench.plots.plane import Plane, find_plane
 from vaebench.runs.folder import CONFIG, METRICS, RESULT, load, read_json
@@ -123,6 +124,11 @@ class Run:
         if self.model.latent_dim < 2:
             raise UnsuitedError("a latent space of size 1 has no plane: it needs 2 or more")
         return find_plane(self.codes[0])
+
+    @property
+    def normal(self) -> str:
+        """What to call N(0, I)."""
+        return "the prior" if prior_of(self.model) is None else "N(0, I)"
 
     @cached_property
     def pixel_range(self) -> tuple[float, float]:

@@ -51,7 +51,7 @@ def draw_reconstructions(run: Run, options: Options) -> Figure:
 def draw_samples(run: Run, options: Options) -> Figure:
     """Draw what the decoder makes of 10 x 10 draws from the prior."""
     generator = torch.Generator().manual_seed(options.seed)
-    z = torch.randn(100, run.model.latent_dim, generator=generator)
+    z = run.model.draw(100, generator)
     classes = min(run.classes, 10)
     z = z[: 10 * classes] if classes else z
     y = torch.arange(classes).repeat(10) if classes else None
@@ -142,7 +142,7 @@ def draw_traversals(run: Run, options: Options) -> Figure:
     shown = "" if len(order) == len(kl) else f" The {MAX_ROWS} most used of {len(kl)} are shown."
     caption = (
         f"{run.caption()} One test image's encoded mean, one latent at a time set to values from "
-        f"{float(values[0]):.2f} to {float(values[-1]):.2f} (the prior's quantiles {low:g} to "
+        f"{float(values[0]):.2f} to {float(values[-1]):.2f} ({run.normal}'s quantiles {low:g} to "
         f"{high:g}); beside it the latent's mean KL over the test set.{shown}"
     )
     pictures = run.decode(z.flatten(0, 1), None if run.y is None else run.y[chosen])

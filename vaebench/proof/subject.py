@@ -19,6 +19,7 @@ from vaebench.fast import admit
 from vaebench.fast.build import make_engine
 from vaebench.fast.optimizer import RMSPROP_ALPHA, OptimizerState
 from vaebench.fast.register import TECHNIQUES
+from vaebench.likelihoods import UNIT_INTERVAL
 from vaebench.models.adapt import as_module, classes_of
 from vaebench.models.protocol import EncoderDecoder
 from vaebench.problem import Problem
@@ -151,7 +152,7 @@ class Subject:
         self.objective = objective_of(config, self.model)
         self.device = resolve_device(config.run.device)
         size = config.optimizer.batch_size
-        unit = self.objective.likelihood == "bernoulli"
+        unit = self.objective.likelihood in UNIT_INTERVAL
         pixels = checked(images, "images", unit_interval=unit).pixels
         if size > len(pixels):
             raise InputError(

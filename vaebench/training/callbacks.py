@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vaebench.errors import InputError, ResourceError, check_count
+from vaebench.likelihoods import mean_pixels
 from vaebench.models.adapt import adapted
 from vaebench.models.protocol import as_vae, likelihood_of
 from vaebench.models.snapshot import untouched
@@ -235,8 +236,7 @@ class Frames(Callback):
             mu, _ = vae.encode(x, *(t[:2] for t in y))
             z = grid_of(mu.shape[1], self.ACROSS) if self.z is None else self.z
             decoded = vae.decode(z.to(device), *y)
-        mean = decoded if isinstance(decoded, Tensor) else decoded[0]
-        mean = mean.sigmoid() if likelihood_of(model) == "bernoulli" else mean.clamp(0, 1)
+        mean = mean_pixels(likelihood_of(model), decoded).clamp(0, 1)
         images = mean.float().reshape(-1, channels, height, width).cpu()
         across = min(self.ACROSS, len(images))
         rows = len(images) // across

@@ -14,7 +14,9 @@ from vaebench.config import OPTIONS, TO_THE_END, TrainConfig, asks_for
 from vaebench.data.binarize import NOTES
 from vaebench.data.images import to_unit
 from vaebench.errors import InputError
+from vaebench.fast.given import ITS_OWN, check_given
 from vaebench.fast.threads import thread_settings
+from vaebench.likelihoods import UNIT_INTERVAL
 from vaebench.models.adapt import as_module
 from vaebench.models.protocol import likelihood_of
 from vaebench.models.snapshot import untouched
@@ -67,7 +69,7 @@ def fit(
         labels: (N, ...) handed to the model: ``encode(x, y)``, ``decode(z, y)``.
         test_images: evaluated after each epoch; a pair (images, labels) where there are labels.
         epochs: passes over the images (10).
-        batch_size: images per step (128), or of each epoch's; a short last batch is trained on.
+        batch_size: images per step (128), or of each epoch's; the last batch may be short.
         lr: learning rate (0.001); as ``beta`` also a number for each epoch, or a function of the
             time since training began, in epochs, which is asked twenty times an epoch.
         seed: of order, noise and the model's own draws (0), not of its initial weights. One seed,
@@ -75,26 +77,26 @@ def fit(
         compile: compile the whole step (False). Where that is impossible, warn and train eagerly.
         amp: ``"auto"`` or True (bf16 autocast where it is measured to pay), or ``"bf16"``.
         progress: show a bar on stderr.
-        on_epoch: a function that gets each epoch's record, in the calling thread; or a
-            :class:`vaebench.Callback`, or a list of these.
+        on_epoch: a function of each epoch's record, a :class:`vaebench.Callback`, or a list.
         on_state: called before that with what it takes to go on; see :class:`vaebench.Checkpoints`.
         resume: go on from this state, to the same bits; ``epochs`` counts those already done.
         config: settings, in place of the defaults above; arguments go before it.
-        options: any of :class:`vaebench.TrainConfig` by its command-line name, as ``beta=2``.
+        options: any of :class:`vaebench.TrainConfig`'s, ``beta=2``; ``optimizer`` also an object.
 
     Returns:
         History: a record per epoch, the time split, what was asked for and what ran.
 
     Raises:
         InputError: an argument that cannot be; says which, and what is accepted.
-        TrainingError: the ELBO or the parameters are no longer finite; says in which step.
+        TrainingError: the ELBO or parameters are no longer finite; says in which step.
         ResourceError: memory ran out; says which batch size fits.
         TrainingInterrupted: Ctrl-C, after the epoch under way.
     """
     everyday = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
     given, schedules = _apart({**_given(everyday, compile, amp), **options})
+    optimizer = _own_optimizer(given, schedules)
     config = configured(config, given)
-    training = Training(config, model, images, labels, test_images, schedules)
+    training = Training(config, model, images, labels, test_images, schedules, optimizer)
     return training.run(progress, as_callbacks(on_epoch), on_state, resume)
 
 
@@ -116,6 +118,28 @@ def _apart(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Schedule | 
     """Settings, and those of them that are schedules apart."""
     each = {name: as_schedule(name, given.get(name), zero=True) for name in ("lr", "beta")}
     return {name: value for name, value in given.items() if not each.get(name)}, each
+
+
+def _own_optimizer(
+    given: dict[str, Any], schedules: Mapping[str, Schedule | None]
+) -> torch.optim.Optimizer | None:
+    """Take an optimiser object out of the options, if there is one."""
+    found = given.get("optimizer")
+    if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
+        raise InputError(
+            f"optimizer is the class {found.__name__}: give an object, "
+            f"{found.__name__}(model.parameters(), lr=...)"
+        )
+    if not isinstance(found, torch.optim.Optimizer):
+        return None
+    twice = [name for name in ITS_OWN if name in given or schedules.get(name)]
+    if twice:
+        raise InputError(
+            f"{' and '.join(twice)} cannot be given beside an optimiser object, which has its own: "
+            "set them there"
+        )
+    del given["optimizer"]
+    return found
 
 
 def configured(config: TrainConfig | None, given: dict[str, Any]) -> TrainConfig:
@@ -141,7 +165,9 @@ def objective_of(config: TrainConfig, model: nn.Module, weight: Tensor | None = 
     """What a config asks to be maximised; the likelihood is the model's own if it names none."""
     asked = config.objective
     kind = likelihood_of(model) if asked.likelihood is None else asked.likelihood
-    return Objective(kind, asked.sigma, asked.beta, asked.bound, asked.samples, weight)
+    return Objective(
+        kind, asked.sigma, asked.beta, asked.bound, asked.samples, asked.free_bits, weight
+    )
 
 
 class Training:
@@ -155,12 +181,16 @@ class Training:
         labels: Tensor | None,
         test_images: Test,
         schedules: Mapping[str, Schedule | None],
+        optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
         self.forked = after_fork()
         self.config, self.model = config, as_module(model)
         model = self.model
         self.device = resolve_device(config.run.device)
         device_of(model)
+        self.optimizer = optimizer
+        if optimizer is not None:
+            check_given(optimizer, model)
         self._schedule(schedules)
         self.objective = objective_of(config, model, self.weight)
         self.inputs = Inputs(
@@ -169,10 +199,12 @@ class Training:
             images,
             labels,
             test_images,
-            unit_interval=self.objective.likelihood == "bernoulli",
+            unit_interval=self.objective.likelihood in UNIT_INTERVAL,
             device=self.device,
         )
-        _check_processes(count(), model, config.optimizer.smallest, config.run.engine)
+        _check_processes(
+            count(), model, config.optimizer.smallest, config.run.engine, self.objective.free_bits
+        )
         self.stop = threading.Event()
 
     def _schedule(self, given: Mapping[str, Schedule | None]) -> None:
@@ -278,6 +310,7 @@ class Training:
             device,
             labels=self.inputs.labels,
             resident=self.inputs.resident,
+            given=self.optimizer,
         )
         follower = Follower(problem, config, group)
         if group:
@@ -320,10 +353,17 @@ def training_flops(problem: Problem) -> float:
         return math.nan
 
 
-def _check_processes(processes: int, model: nn.Module, batch_size: int, engine: str) -> None:
+def _check_processes(
+    processes: int, model: nn.Module, batch_size: int, engine: str, free_bits: float = 0.0
+) -> None:
     """Raise InputError for what several processes together cannot do as one does."""
     if processes == 1:
         return
+    if free_bits:
+        raise InputError(
+            f"free_bits is {free_bits}, which goes by the mean over a whole batch, and {processes} "
+            "processes have a part of it each: leave it at 0, or train in one process"
+        )
     if engine == "reference":
         raise InputError(
             f"the reference engine trains in one process, not in {processes}: use engine fast"

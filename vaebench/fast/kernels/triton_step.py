@@ -99,7 +99,8 @@ def supports(
 
     - The model is an untouched :class:`~vaebench.VAE` with one hidden layer on each side, ReLU,
       and at most 128 latents: no hooks, no methods or layers put in place of its own.
-    - The objective is ``"vae"`` with the Bernoulli likelihood and one z per image; any beta.
+    - The objective is ``"vae"`` with the Bernoulli likelihood and one z per image; any beta, no
+      free bits.
     - The optimiser is plain Adam of exactly the model's ten parameters. They and the moments are
       float32, row by row in memory, on the images' device, and all of them are trained; as are
       the step count and the learning rate, single numbers.
@@ -109,7 +110,7 @@ def supports(
     """
     if objective.weight is not None:  # its kernels have beta as a number
         return False
-    if objective.bound != "vae" or objective.samples != 1 or objective.likelihood != "bernoulli":
+    if not objective.is_simple or objective.likelihood != "bernoulli":
         return False
     if images.dtype not in (torch.uint8, torch.float32) or not images.is_contiguous():
         return False
@@ -122,6 +123,8 @@ def supports(
 
 def _is_plain(model: VAE) -> bool:
     """Whether a VAE is built as this package builds it, of the kind that the kernels know."""
+    if model.logvar_range is not None or model.pseudo_inputs is not None:
+        return False
     for part in (model.encoder, model.decoder):
         if type(part) is not nn.Sequential or [type(p) for p in part] != [nn.Linear, nn.ReLU]:
             return False

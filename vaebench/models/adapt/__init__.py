@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vaebench.config import LIKELIHOODS
 from vaebench.errors import InputError, check_choice
+from vaebench.likelihoods import OF_LOGITS
 from vaebench.models.adapt.decoding import find_decoding
 from vaebench.models.adapt.encoding import find_encoding
 from vaebench.models.adapt.trial import Trial
 from vaebench.models.adapt.ways import Decoding, Encoding, Said, said
 from vaebench.models.base import BaseVAE
-from vaebench.models.protocol import Output, likelihood_of
+from vaebench.models.protocol import Mixture, Output, likelihood_of
 from vaebench.models.snapshot import untouched
 
 
@@ -53,6 +55,11 @@ class Adapted(nn.Module):
         if not self.ways:
             raise InputError("encode some images first: by them it is found how the model decodes")
         return self.ways[self.model.training][1](self.model, z, *y)
+
+    @property
+    def mixture_prior(self) -> Callable[[], Mixture] | None:
+        """The model's own p(z), if it has one."""
+        return getattr(self.model, "mixture_prior", None)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Give the model's own, under its own keys."""
@@ -99,8 +106,8 @@ def adapt(
             place, or of x and y where there are labels, whose result may be any of the above.
         decode: the same of a function of z (B, Z), or of z and y: ``"logits"``,
             ``"probabilities"``, ``"mean"``, ``"mean, logvar"``.
-        likelihood: what it is used for where nothing else is said, ``"bernoulli"`` or
-            ``"gaussian"``; default: the model's own, else Bernoulli.
+        likelihood: what it is used for where nothing else is said, one of
+            :data:`vaebench.config.LIKELIHOODS`; default: the model's own, else Bernoulli.
 
     Returns:
         A module with ``encode(x) -> (mu, logvar)`` and ``decode(z) -> output``.
@@ -111,7 +118,7 @@ def adapt(
     """
     whole = as_module(model)
     kind = likelihood_of(whole) if likelihood is None else likelihood
-    check_choice("likelihood", kind, ("bernoulli", "gaussian"))
+    check_choice("likelihood", kind, LIKELIHOODS)
     return Adapted(whole, said(whole, encode, decode), kind)
 
 
@@ -123,7 +130,7 @@ def adapted(
     Args:
         model: anything that :func:`adapt` takes, or what it gave.
         x: (B, ...) floats, a few images, on the model's device.
-        likelihood: ``"bernoulli"`` or ``"gaussian"``: what its output is used for.
+        likelihood: what its output is used for.
         y: (B, ...) labels of the images, where it takes them.
         training: whether it is to be trained; else it is tried in eval mode only.
 
@@ -176,6 +183,7 @@ def _understand(
     training: bool,
 ) -> tuple[dict[bool, tuple[Encoding, Decoding]], list[str]]:
     """Find how a model encodes and decodes, in training and out of it; and say what was found."""
+    likelihood = "bernoulli" if likelihood in OF_LOGITS else "gaussian"  # all that decoders know of
     with (
         torch.inference_mode(False),
         torch.no_grad(),

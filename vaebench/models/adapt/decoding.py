@@ -15,6 +15,7 @@ from vaebench.models.adapt.read import Pair, Unread, holds, read_decoded
 from vaebench.models.adapt.squash import end_of
 from vaebench.models.adapt.trial import Trial, called_by, equal
 from vaebench.models.adapt.ways import LEAST, Decoding, Encoding, Source, called, shaped
+from vaebench.models.protocol import Logistic
 
 DECODERS = ("decode", "_decode", "decoder", "dec", "generator", "generative_net", "generate")
 # Neither logits nor probabilities: bounded on both sides of 0, or never below it.
@@ -65,6 +66,13 @@ def _read(trial: Trial, source: Source, latent: tuple[int, ...], mu: Tensor, z: 
         return trial.run(lambda: called(trial.model, source, shaped(z, latent), *trial.y))
 
     value = work(z)
+    if isinstance(value, Logistic):
+        if trial.likelihood == "bernoulli":
+            raise InputError(
+                f"{trial.name}: {called_by(source)} gives a vaebench.Logistic: pass "
+                'likelihood="logistic"'
+            )
+        return Decoding(source, latent, (), plain=source == "decode" and len(latent) == 1)
     method, said = trial.method(source), trial.said.decoded
     output = read_decoded(value, trial.x, method, trial.likelihood, said)
     if isinstance(output, Pair):
