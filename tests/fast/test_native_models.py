@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.engines import adam_of, make_engine, problem_of
+from tests.fast import fully_connected as nets
 from tests.fast.natives import CPU, engine_of, images_of, native_of, trained
 from vaebench import VAE, InputError, fit
 from vaebench.fast.native import NativeEngine, unsupported
 from vaebench.fast.native.chain import read
+from vaebench.fast.step import StepEngine
 from vaebench.objective import Objective
 
 pytestmark = pytest.mark.usefixtures("no_race")
@@ -29,57 +31,19 @@ def _supported(model: nn.Module, images: Tensor, objective: Objective) -> bool:
     return unsupported(problem, chain, adam_of(problem.params, 1e-3)) is None
 
 
-class Plain(nn.Module):
-    """As most people write it: layers by hand, functions between them, a sigmoid at the end."""
-
-    def __init__(self, pixels: int = 36, width: int = 24, latent: int = 3) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(pixels, 16)
-        self.fc21, self.fc22 = nn.Linear(16, latent), nn.Linear(16, latent)
-        self.fc3, self.fc4 = nn.Linear(latent, width), nn.Linear(width, pixels)
-        self.classifier = nn.Linear(latent, 10)  # which neither encode nor decode uses
-
-    def encode(self, x: Tensor) -> Any:
-        """Heads as two layers."""
-        hidden = F.relu(self.fc1(x.flatten(1)))
-        return self.fc21(hidden), self.fc22(hidden)
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Probabilities."""
-        return torch.sigmoid(self.fc4(torch.relu(self.fc3(z))))
-
-
-class Halves(nn.Module):
-    """Heads as the halves of one layer, logvar first in one of them; images as they are."""
-
-    def __init__(self, swapped: bool = False) -> None:
-        super().__init__()
-        self.swapped = swapped
-        leaky = [nn.LeakyReLU(0.2, inplace=True) for _ in range(3)]
-        self.down = nn.Sequential(
-            nn.Flatten(), nn.Linear(36, 20), leaky[0], nn.Linear(20, 9), leaky[1], nn.Linear(9, 6)
-        )
-        self.up = nn.Sequential(nn.Linear(3, 11), leaky[2], nn.Linear(11, 36))
-
-    def encode(self, x: Tensor) -> Any:
-        """Cut in two."""
-        first, second = self.down(x).chunk(2, -1)
-        return {"mu": second, "logvar": first} if self.swapped else (first, second[:, :3])
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Logits, in the images' shape."""
-        return self.up(z).view(-1, 1, 6, 6)  # type: ignore[no-any-return]
-
-
-class Sub(VAE):
-    """Somebody's own, that computes what the VAE computes."""
-
-
 OTHERS: dict[str, Callable[[], nn.Module]] = {
-    "functions": Plain,
-    "halves": Halves,
-    "halves, swapped": lambda: Halves(swapped=True),
-    "a subclass": lambda: Sub((6, 6), (16, 9), 2, "tanh"),
+    "functions": nets.Plain,
+    "halves": nets.Halves,
+    "halves, swapped": lambda: nets.Halves(swapped=True),
+    "a subclass": lambda: nets.Sub((6, 6), (16, 9), 2, "tanh"),
+    "another activation in the decoder": nets.Mixed,
+    "a distribution": nets.Reading,
+    "one of each activation": nets.Several,
+    "std by softplus and a little": nets.Softened,
+    "std by softplus": nets.Bare,
+    "logvar by its square": nets.Squared,
+    "logvar by softplus": nets.Wide,
+    "std by exp": nets.Exponential,
 }
 
 
@@ -91,7 +55,7 @@ def test_anybodys_network_equals_the_eager_step(
     torch.manual_seed(2)
     model = make()
     images = images_of(90, (6, 6), 0.1, torch.uint8)
-    if isinstance(model, Halves):
+    if isinstance(model, nets.Halves):
         images = images.unsqueeze(1)
     eager = make_engine(copy.deepcopy(model), images, Objective(), 40, 1e-3, CPU).engine
     native = native_of(model, images, Objective(), 40, sparse=sparse)
@@ -99,135 +63,55 @@ def test_anybodys_network_equals_the_eager_step(
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
-    if isinstance(model, Plain):
+    if isinstance(model, nets.Plain):
         assert torch.equal(model.classifier.weight, eager.model.classifier.weight)  # type: ignore[arg-type, union-attr]
 
 
-class Scaled(Plain):
-    """The graph of images, which want no gradient, shows nothing of this."""
-
-    def encode(self, x: Tensor) -> Any:
-        """In [-1, 1]."""
-        return super().encode(2 * x - 1)
-
-
-class Turned(Plain):
-    """Pixels in another order."""
-
-    def encode(self, x: Tensor) -> Any:
-        """Upside down."""
-        return super().encode(x.flip(1))
+def _with_labels(
+    model: nn.Module, images: Tensor, labels: Tensor, **words: Any
+) -> tuple[StepEngine, StepEngine]:
+    """The native engine, and the eager one of a copy."""
+    twin = copy.deepcopy(model)
+    native = native_of(model, images, Objective(), 40, labels=labels, **words)
+    return native, make_engine(twin, images, Objective(), 40, 1e-3, CPU, labels=labels).engine
 
 
-class Skipping(Plain):
-    """Not a chain."""
-
-    def decode(self, z: Tensor) -> Tensor:
-        """With a connection past the layer."""
-        hidden = torch.relu(self.fc3(z))
-        return self.fc4(hidden + hidden.roll(1, 1))  # type: ignore[no-any-return]
-
-
-class Mixed(Plain):
-    """Another activation in the decoder."""
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Tanh, not ReLU."""
-        return self.fc4(torch.tanh(self.fc3(z)))  # type: ignore[no-any-return]
-
-
-class Tied(Plain):
-    """The decoder's last weight is the encoder's first."""
-
-    def __init__(self) -> None:
-        super().__init__(width=16)
-        self.fc4.weight = nn.Parameter(torch.zeros(1))
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Logits."""
-        return F.linear(torch.relu(self.fc3(z)), self.fc1.weight.t(), self.fc4.bias)
-
-
-class Noisy(Plain):
-    """Drops hidden values while it trains."""
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Logits."""
-        return self.fc4(F.dropout(torch.relu(self.fc3(z)), 0.1, self.training))  # type: ignore[no-any-return]
-
-
-class Keeping(Plain):
-    """Keeps what it computed, for somebody to look at."""
-
-    def encode(self, x: Tensor) -> Any:
-        """Kept."""
-        self.kept = super().encode(x)
-        return self.kept
-
-
-class Reading(Plain):
-    """A variance in logvar's place."""
-
-    def encode(self, x: Tensor) -> Any:
-        """A normal distribution."""
-        mu, logvar = super().encode(x)
-        return torch.distributions.Normal(mu, (0.5 * logvar).exp())
-
-
-def _hooked() -> VAE:
-    model = VAE((6, 6), (16,), 2)
-    model.encoder[0].register_forward_hook(lambda *_: None)
-    return model
-
-
-def _overridden() -> VAE:
-    model = VAE((6, 6), (16,), 2)
-    plain = model.decode
-    model.decode = lambda z, y=None: 2 * plain(z)  # type: ignore[method-assign]
-    return model
-
-
-def _frozen() -> VAE:
-    model = VAE((6, 6), (16,), 2)
-    model.mu.weight.requires_grad_(False)
-    return model
-
-
-def _extended() -> VAE:
-    model = VAE((6, 6), (16,), 2)
-    model.encoder.append(nn.Dropout(0.5))
-    return model
-
-
-def _shared() -> VAE:
-    model = VAE((6, 6), (16,), 2)
-    model.logvar.weight = model.mu.weight
-    return model
-
-
-def _parametrised() -> VAE:
-    model = VAE((6, 6), (16,), 2)
-    nn.utils.parametrizations.weight_norm(model.output)
-    return model
+@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=["bytes", "floats"])
+@pytest.mark.parametrize("kind", ["classes", "one-hot", "numbers", "own"])
+def test_labels(kind: str, dtype: torch.dtype, sparse: bool) -> None:
+    torch.manual_seed(2)
+    images, labels = images_of(90, (6, 6), 0.1, dtype), torch.randint(5, (90,))
+    model: nn.Module = nets.Conditional(kind == "classes")
+    if kind == "own":
+        model = VAE((6, 6), (16, 9), 3, classes=5)
+    if kind == "one-hot":
+        labels = F.one_hot(labels, 5).float()
+    if kind == "numbers":
+        labels = torch.rand(90, 5)
+        if dtype == torch.uint8:
+            problem = problem_of(model, images, Objective(), 40, labels=labels)
+            chain = read(problem)
+            assert chain
+            assert "byte" in str(unsupported(problem, chain, adam_of(problem.params, 1e-3)))
+            return
+    native, eager = _with_labels(model, images, labels, sparse=sparse)
+    for fresh in (False, True):
+        if fresh:  # new pixels in place, as of dynamic binarisation
+            for engine in (native, eager):
+                engine.images.copy_(images.flip(0))
+        (got, ours), (want, theirs) = (trained(engine, 200) for engine in (native, eager))
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        Scaled,
-        Turned,
-        Skipping,
-        Mixed,
-        Tied,
-        Noisy,
-        Keeping,
-        Reading,
-        _hooked,
-        _overridden,
-        _frozen,
-        _extended,
-        _shared,
-        _parametrised,
+        *(nets.Floored, nets.Cut, nets.Scaled, nets.Turned, nets.Skipping, nets.Tied, nets.Noisy),
+        *(nets.Keeping, nets.hooked, nets.overridden, nets.frozen, nets.extended, nets.shared),
+        nets.parametrised,
     ],
 )
 def test_other_models_are_left_to_the_compiler(make: Callable[[], nn.Module]) -> None:

@@ -32,7 +32,7 @@ inline void Steps<Pixel>::train(const Block& block, const Adam& adam, const Pixe
   for (long i = H - 1; i >= E; i--) {
     const Values& above = i == H - 1 ? input : hidden[i + 1];
     const Layer& over = i == H - 1 ? output() : layer(i + 1);
-    backward(block, layer(i).out, {backward_factors(over, above.features)}, hidden[i]);
+    backward(block, layer(i), {backward_factors(over, above.features)}, hidden[i]);
 #pragma omp barrier
   }
   prefetch_images(images, index + block.images, next);
@@ -40,10 +40,10 @@ inline void Steps<Pixel>::train(const Block& block, const Adam& adam, const Pixe
 #pragma omp barrier
   for (long i = E - 1; i >= 0; i--) {
     if (i == E - 1)
-      backward(block, layer(i).out,
+      backward(block, layer(i),
                {backward_factors(head(0), mu), backward_factors(head(1), logvar)}, hidden[i]);
     else
-      backward(block, layer(i).out, {backward_factors(layer(i + 1), hidden[i + 1].features)},
+      backward(block, layer(i), {backward_factors(layer(i + 1), hidden[i + 1].features)},
                hidden[i]);
 #pragma omp barrier
   }

@@ -11,14 +11,18 @@ struct Layer {
   long in, out;
   float *weight, *bias;  // (out, in), but of a sparse first layer (in, out); (out)
   float *weight_m, *weight_v, *bias_m, *bias_v;  // Adam's moments, laid out alike
+  long activation;                               // of a hidden layer
+  double slope;                                  // below 0: of leaky ReLU; ELU's alpha
 };
 
 struct Net {
   long pixels, latent, encoders, decoders;  // sizes, and how many hidden layers
-  Layer* layers;                            // encoders, mu, logvar, decoders, output
-  long activation, likelihood, sparse;
+  long labels;    // numbers behind each image's pixels, which encoder and decoder take too
+  Layer* layers;  // encoders, mu, logvar, decoders, output
+  long logvar;    // what makes logvar of its head's output
+  long likelihood, sparse;
   long bf16;  // bfloat16 factors in the output layer's products
-  double negative_slope, sigma, beta, adam_eps, beta1, beta2, weight_decay;
+  double least_std, sigma, beta, adam_eps, beta1, beta2, weight_decay;
   long decoupled;  // the weights shrink by weight_decay; else their gradient grows by it
   float* step;  // Adam's count
   const float* lr;
@@ -26,8 +30,10 @@ struct Net {
 
 namespace {
 
-enum { RELU, TANH, LEAKY_RELU };
+enum { RELU, TANH, LEAKY_RELU, SIGMOID, SOFTPLUS, ELU };
 enum { BERNOULLI, GAUSSIAN };
+// logvar of its head's output h: h; 2 h; 2 log(softplus(h) + least_std); softplus(h).
+enum { PLAIN, DOUBLE, STD_SOFTPLUS, LOGVAR_SOFTPLUS };
 
 constexpr long BLOCK = ROWS, MOST_HIDDEN = 64;
 
@@ -87,7 +93,7 @@ struct Steps {
   long stride;     // of features
 
   Lists lists;
-  Pixel* transposed;  // (pixels, stride): the images feature-major, as they are
+  Pixel* transposed;  // (inputs, stride): the images feature-major, as they are
   Values input, z;    // input: of a dense first layer, and the loss's gradient by the output
   Values hidden[MOST_HIDDEN];
   float *mu, *logvar, *std, *eps;  // (latent, stride)
@@ -100,10 +106,10 @@ struct Steps {
   // Divide the workspace; without any, only find its size.
   Steps(const Net& net, long batch, float* workspace) : net(net), workspace(workspace) {
     stride = round_up(min(batch, BLOCK), LANES);
-    lists = lists_in(take(list_floats(ceil_div(net.pixels, G))), 1, net.pixels);
-    transposed = (Pixel*)take(net.pixels * stride);
-    input = take_values(net.pixels, !net.sparse);
-    z = take_values(net.latent, true);
+    lists = lists_in(take(list_floats(ceil_div(inputs(), G))), 1, inputs());
+    transposed = (Pixel*)take(inputs() * stride);
+    input = take_values(inputs(), !net.sparse);
+    z = take_values(net.latent + net.labels, true);
     for (long i = 0; i < hiddens(); i++) hidden[i] = take_values(layer(i).out, true);
     mu = take(net.latent * stride), logvar = take(net.latent * stride);
     std = take(net.latent * stride), eps = take(net.latent * stride);
@@ -136,6 +142,7 @@ struct Steps {
     return {rows, across, features, images, grad_rows, grad_pairs, width};
   }
 
+  long inputs() const { return net.pixels + net.labels; }  // of an image
   long hiddens() const { return net.encoders + net.decoders; }
   Layer& layer(long i) const { return net.layers[i < net.encoders ? i : i + 2]; }  // hidden
   Layer& head(int i) const { return net.layers[net.encoders + i]; }
@@ -175,19 +182,50 @@ struct Steps {
   void finish_sparse(const Block& block, float* tile, const Values& to, long column, long columns);
   void heads(const Block& block, const Values& from);
   void draw(const Block& block, const float* noise);
+  void draw_label(const Block& block, long j);
   void likelihood(const Block& block, const Values& from);
   void keep_grads(const Tile& tile) const;
 
-  vec activate(vec x) const {
-    if (net.activation == TANH) return tanh(x);
-    return x > 0 ? x : x * (net.activation == RELU ? 0.0f : (float)net.negative_slope);
+  static vec activate(const Layer& layer, vec x) {
+    const float slope = layer.slope;
+    switch (layer.activation) {
+      case TANH: return tanh(x);
+      case SIGMOID: return sigmoid(x);
+      case SOFTPLUS: return softplus(x);
+      case ELU: return x > 0 ? x : slope * expm1(x > 0 ? vec{} : x);
+      default: return x > 0 ? x : x * slope;
+    }
   }
 
   // The activation's derivative where its value is h.
-  vec activation_grad(vec h) const {
-    if (net.activation == TANH) return 1.0f - h * h;
-    return h > 0 ? broadcast(1)
-                 : broadcast(net.activation == RELU ? 0.0f : (float)net.negative_slope);
+  static vec activation_grad(const Layer& layer, vec h) {
+    const float slope = layer.slope;
+    switch (layer.activation) {
+      case TANH: return 1.0f - h * h;
+      case SIGMOID: return h * (1.0f - h);
+      case SOFTPLUS: return -expm1(-h);
+      case ELU: return h > 0 ? broadcast(1) : h + slope;
+      default: return h > 0 ? broadcast(1) : broadcast(slope);
+    }
+  }
+
+  vec logvar_of(vec h) const {
+    switch (net.logvar) {
+      case DOUBLE: return 2.0f * h;
+      case STD_SOFTPLUS: return 2.0f * log(softplus(h) + (float)net.least_std);
+      case LOGVAR_SOFTPLUS: return softplus(h);
+      default: return h;
+    }
+  }
+
+  // Its derivative by h.
+  vec logvar_grad(vec h) const {
+    switch (net.logvar) {
+      case DOUBLE: return broadcast(2);
+      case STD_SOFTPLUS: return 2.0f * sigmoid(h) / (softplus(h) + (float)net.least_std);
+      case LOGVAR_SOFTPLUS: return sigmoid(h);
+      default: return broadcast(1);
+    }
   }
 
   bool is_bf16(const Layer& layer) const { return net.bf16 && &layer == &output(); }
@@ -205,7 +243,7 @@ struct Steps {
   // Backward: native_backward.h
 
   Factors backward_factors(const Layer& layer, const float* grads) const;
-  void backward(const Block& block, long out, std::initializer_list<Factors> terms,
+  void backward(const Block& block, const Layer& layer, std::initializer_list<Factors> terms,
                 const Values& to);
   void backward_draw(const Block& block, const Layer& layer, const Values& above);
 

@@ -14,12 +14,12 @@ inline Factors Steps<Pixel>::backward_factors(const Layer& layer, const float* g
 
 // From the gradients by what a hidden layer's values are multiplied to, those by its sums.
 template <class Pixel>
-inline void Steps<Pixel>::backward(const Block& block, long out,
+inline void Steps<Pixel>::backward(const Block& block, const Layer& layer,
                                    std::initializer_list<Factors> terms, const Values& to) {
-  product(out, block.vectors, terms, no_prefetch, [&](Tile& tile) {
+  product(layer.out, block.vectors, terms, no_prefetch, [&](Tile& tile) {
     each(tile, [&](vec grad, long, long vector, long place) {
       vec& h = at(to.features + place);
-      h = mask(grad * activation_grad(h), block.live(vector));
+      h = mask(grad * activation_grad(layer, h), block.live(vector));
     });
   });
 }
@@ -32,10 +32,11 @@ inline void Steps<Pixel>::backward_draw(const Block& block, const Layer& layer,
           [&](Tile& tile) {
             each(tile, [&](vec by_z, long, long vector, long place) {
               const long live = block.live(vector);
-              vec &m = at(mu + place), &l = at(logvar + place);
+              vec &m = at(mu + place), &h = at(logvar + place);
               const vec spread = by_z * at(std + place) * at(eps + place);
+              const vec by_logvar = 0.5f * (spread + weight * expm1(logvar_of(h)));
               m = mask(by_z + weight * m, live);
-              l = mask(0.5f * (spread + weight * expm1(l)), live);
+              h = mask(by_logvar * logvar_grad(h), live);
             });
           });
 }
@@ -123,7 +124,7 @@ inline void Steps<Pixel>::update_sparse(const Block& block, const Adam& adam, co
         constexpr int W = decltype(w)::vectors;
         vec sum[G][W] = {};
         add_group(lists, 0, group, first_grad + column, width, columns, sum);
-        for (long j = 0; j < min(G, net.pixels - first); j++)
+        for (long j = 0; j < min(G, inputs() - first); j++)
           for (long k = 0; k < W; k++) {
             const long feature = column + k * LANES, place = (first + j) * layer.out + feature;
             for (const float* p : {layer.weight, layer.weight_m, layer.weight_v})

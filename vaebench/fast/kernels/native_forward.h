@@ -9,12 +9,12 @@ template <class Pixel>
 inline void Steps<Pixel>::prepare(const Block& block, const Pixel* images, const long* index) {
   constexpr long PART = 32, FEW = 8;  // pixels; FEW are often all zero
 #pragma omp for schedule(static)
-  for (long part = 0; part < net.pixels; part += PART) {
-    const long end = min(part + PART, net.pixels);
+  for (long part = 0; part < inputs(); part += PART) {
+    const long end = min(part + PART, inputs());
     std::memset((void*)(transposed + part * stride), 0, (end - part) * stride * sizeof(Pixel));
     std::memset(lists.counts + part / G, 0, ceil_div(end - part, G) * sizeof(int32_t));
     for (long row = 0; row < block.images; row++) {
-      const Pixel* image = images + index[row] * net.pixels;
+      const Pixel* image = images + index[row] * inputs();
       for (long few = part; few < end; few += FEW) {
         if (few + FEW <= end && all_zero(image + few)) continue;
         for (long first = few; first < min(few + FEW, end); first += G)
@@ -40,10 +40,10 @@ inline void Steps<Pixel>::take_group(const Pixel* p, long row, long first, long 
 // Prefetch images that are prepared next: they lie anywhere in memory.
 template <class Pixel>
 inline void Steps<Pixel>::prefetch_images(const Pixel* images, const long* index, long count) {
-  const long floats = net.pixels * sizeof(Pixel) / sizeof(float);
+  const long floats = inputs() * sizeof(Pixel) / sizeof(float);
 #pragma omp for schedule(static) nowait
   for (long row = 0; row < count; row++)
-    prefetch((const float*)(images + index[row] * net.pixels), 1, 0, floats);
+    prefetch((const float*)(images + index[row] * inputs()), 1, 0, floats);
 }
 
 // Forward
@@ -96,7 +96,7 @@ inline void Steps<Pixel>::forward(const Block& block, const Layer& layer, const 
                                   const Values& to) {
   product(layer.out, block.vectors, {forward_factors(layer, from)}, no_prefetch, [&](Tile& tile) {
     each(tile, [&](vec& x, long feature, long, long place) {
-      at(to.features + place) = activate(x + layer.bias[feature]);
+      at(to.features + place) = activate(layer, x + layer.bias[feature]);
     });
     if (net.bf16 && &to == &hidden[hiddens() - 1])
       keep_pairs(tile, to.features, layer.out, bf16.features);
@@ -112,7 +112,7 @@ inline void Steps<Pixel>::forward_sparse(const Block& block, const Layer& layer,
     alignas(64) float tile[ROWS * T];
     with_width(ceil_div(columns, LANES), [&](auto w) {
       constexpr int W = min(decltype(w)::vectors, FORWARD);
-      forward_tile<W>(lists, 0, block.images, net.pixels, layer.out, layer.weight + column,
+      forward_tile<W>(lists, 0, block.images, inputs(), layer.out, layer.weight + column,
                       layer.bias + column, tile, columns);
       finish_sparse<W>(block, tile, to, column, columns);
     });
@@ -129,7 +129,7 @@ inline void Steps<Pixel>::finish_sparse(const Block& block, float* tile, const V
       vec square[LANES] = {};
       const long features = column + k * LANES;
       for (long i = 0; i < min(LANES, block.images - first); i++) {
-        square[i] = activate(at(tile + ((first + i) * W + k) * LANES));
+        square[i] = activate(layer(0), at(tile + ((first + i) * W + k) * LANES));
         at(to.images + (first + i) * to.width + features) = square[i];
       }
       transpose(square);
@@ -161,7 +161,7 @@ inline void Steps<Pixel>::draw(const Block& block, const float* noise) {
     vec kl = {};
     for (long n = 0; n < block.vectors; n++) {
       const long place = j * stride + n * LANES;
-      const vec m = at(mu + place), l = at(logvar + place);
+      const vec m = at(mu + place), l = logvar_of(at(logvar + place));
       const vec s = expm1(0.5f * l) + 1.0f;
       at(std + place) = s;
       at(z.features + place) = m + s * at(eps + place);
@@ -171,6 +171,18 @@ inline void Steps<Pixel>::draw(const Block& block, const float* noise) {
       z.images[i * z.width + j] = z.features[j * stride + i];
     kl_sums[j] = 0.5 * horizontal_sum(kl);
   }
+  if (net.labels)
+#pragma omp for schedule(static)
+    for (long j = 0; j < net.labels; j++) draw_label(block, j);
+}
+
+// A label of each image, beside z.
+template <class Pixel>
+inline void Steps<Pixel>::draw_label(const Block& block, long j) {
+  float* label = z.features + (net.latent + j) * stride;
+  for (long i = 0; i < block.vectors * LANES; i += LANES)
+    at(label + i) = load_unit(transposed + (net.pixels + j) * stride + i);
+  for (long i = 0; i < block.images; i++) z.images[i * z.width + net.latent + j] = label[i];
 }
 
 // log p(x|z), and the loss's gradient by the decoder's output.

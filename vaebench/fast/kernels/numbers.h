@@ -37,6 +37,31 @@ inline vec tanh(vec x) {
   return x < 0 ? -size : size;
 }
 
+// log of normal numbers above 0: of 2^e m, with m around 1, by s = (m - 1) / (m + 1).
+inline vec log(vec x) {
+  const ivec e = ((ivec)x - 0x3f3504f3) >> 23;  // of the root of 1/2
+  const vec f = (vec)((ivec)x - (e << 23)) - 1.0f;
+  const vec s = f / (f + 2.0f), z = s * s;
+  vec sum = broadcast(1.0f / 11);
+  sum = sum * z + 1.0f / 9;
+  sum = sum * z + 1.0f / 7;
+  sum = sum * z + 1.0f / 5;
+  sum = sum * z + 1.0f / 3;
+  return __builtin_convertvector(e, vec) * 0.69314718f + 2.0f * (s + s * z * sum);
+}
+
+inline vec sigmoid(vec x) {
+  const vec e = exp_nonpositive(-abs(x));
+  return (x < 0 ? e : broadcast(1)) / (e + 1.0f);
+}
+
+// log(1 + exp(x)), to the last digits where it is near 0.
+inline vec softplus(vec x) {
+  const vec e = exp_nonpositive(-abs(x)), sum = e + 1.0f, rounded = sum - 1.0f;
+  const vec log1p = rounded > 0 ? log(sum) * (e / (rounded > 0 ? rounded : e)) : e;
+  return (x > 0 ? x : vec{}) + log1p;
+}
+
 // The first `live` lanes of x, and `rest` after them.
 inline vec mask(vec x, long live, vec rest = vec{}) {
   if (live >= LANES) return x;

@@ -11,7 +11,9 @@ factors and add up in float32, where the processor has instructions for it (AVX-
 It is C++, built in seconds when it is first used; the CPU only.
 """
 
+import contextlib
 import time
+from collections.abc import Iterator
 from ctypes import POINTER, Structure, byref, c_double, c_long, c_void_p
 from functools import cache
 from typing import Any
@@ -24,9 +26,9 @@ from vaebench.fast.admit import Verdict
 from vaebench.fast.draft import Draft, Offer
 from vaebench.fast.kernels.nonzero import dark
 from vaebench.fast.layout import COLUMNS, LaidOut
-from vaebench.fast.native.chain import Chain, Linear, read
+from vaebench.fast.native.chain import Chain, Linear, as_numbers, read
 from vaebench.fast.optimizer import OptimizerState
-from vaebench.fast.step import Step, StepEngine, has_hooks
+from vaebench.fast.step import Context, Step, StepEngine, has_hooks
 from vaebench.models.protocol import is_altered
 from vaebench.problem import Problem
 from vaebench.system.toolchain import CompileError, load_kernels
@@ -36,7 +38,8 @@ SOURCES = (
     *("native.h", "native_forward.h", "native_backward.h", "native.cpp"),
 )
 # As the kernel numbers them.
-_ACTIVATIONS = {"relu": 0, "tanh": 1, "leaky_relu": 2}
+_ACTIVATIONS = {"relu": 0, "tanh": 1, "leaky_relu": 2, "sigmoid": 3, "softplus": 4, "elu": 5}
+_SPREADS = {"plain": 0, "double": 1, "std_softplus": 2, "logvar_softplus": 3}
 _LIKELIHOODS = {"bernoulli": 0, "gaussian": 1}
 MOST_HIDDEN = 64
 ALIGNMENT = 64  # bytes, a line of the cache
@@ -48,15 +51,17 @@ class _Layer(Structure):
         ("outputs", c_long),
         *((name, c_void_p) for name in ("weight", "bias", "weight_m", "weight_v")),
         *((name, c_void_p) for name in ("bias_m", "bias_v")),
+        ("activation", c_long),
+        ("slope", c_double),
     )
 
 
 class _Net(Structure):
     _fields_ = (
-        *((name, c_long) for name in ("pixels", "latent", "encoders", "decoders")),
+        *((name, c_long) for name in ("pixels", "latent", "encoders", "decoders", "labels")),
         ("layers", POINTER(_Layer)),
-        *((name, c_long) for name in ("activation", "likelihood", "sparse", "bf16")),
-        *((name, c_double) for name in ("negative_slope", "sigma", "beta", "adam_eps")),
+        *((name, c_long) for name in ("logvar", "likelihood", "sparse", "bf16")),
+        *((name, c_double) for name in ("least_std", "sigma", "beta", "adam_eps")),
         *((name, c_double) for name in ("beta1", "beta2", "weight_decay")),
         ("decoupled", c_long),
         ("step", c_void_p),
@@ -89,7 +94,7 @@ def offer(draft: Draft) -> Offer | str:
     problem, optimizer = draft.problem, draft.optimizer
     if draft.whole or not draft.asks("compile"):
         return ""
-    chain = None if problem.labels is not None else read(problem)
+    chain = read(problem)
     if chain is None and not _is_linear(problem.model):
         return ""
     reason = _unknown(problem, chain, optimizer) or _elsewhere(draft)
@@ -117,10 +122,11 @@ def _is_linear(model: nn.Module) -> bool:
 
 def _unknown(problem: Problem, chain: Chain | None, optimizer: OptimizerState) -> str | None:
     """Name what the kernel does not know of a model of linear layers, if anything."""
-    if problem.labels is not None:
-        return "labels"
     if chain is None:
-        return "linear layers but in a chain, with ReLU, leaky ReLU or tanh after each hidden one"
+        return (
+            "linear layers but in a chain, with ReLU, leaky ReLU, ELU, tanh, sigmoid or softplus "
+            "after each hidden one"
+        )
     return unsupported(problem, chain, optimizer)
 
 
@@ -134,17 +140,21 @@ def _elsewhere(draft: Draft) -> str | None:
 def unsupported(problem: Problem, chain: Chain, optimizer: OptimizerState) -> str | None:
     """Name what of a problem with a fully connected network the kernel does not know, if anything.
 
-    It knows the ELBO of one z per image; Adam of all parameters, as float32; images of uint8 or
-    float32, on the CPU. The module may be anybody's, but nothing may listen to its layers, which
-    are not called.
+    It knows the ELBO of one z per image under N(0, I); Adam of all parameters, as float32; images
+    of uint8 or float32, on the CPU. The module may be anybody's, but nothing may listen to its
+    layers, which are not called.
     """
     model, objective = problem.model, problem.objective
-    if objective.bound != "vae" or objective.samples != 1:
-        return "objectives of several samples"
+    if not objective.is_simple:
+        return "objectives of several samples, or with free bits"
+    if objective.likelihood not in _LIKELIHOODS or getattr(problem.vae, "mixture_prior", None):
+        return "such a likelihood or prior"
     if problem.device.type != "cpu" or problem.images.dtype not in (torch.uint8, torch.float32):
         return "such images"
     if not problem.steady or any(is_altered(module) for module in model.modules()):
         return "modules with hooks, methods of their own in an instance, or a state that changes"
+    if problem.labels is not None and not _exact(problem, chain.labels):
+        return "labels that a byte does not hold beside bytes"
     layers = chain.in_order()
     used = [(id(p), layer.first) for layer in layers for p in (layer.weight, layer.bias)]
     params = {id(p): p for layer in layers for p in (layer.weight, layer.bias)}
@@ -156,10 +166,18 @@ def unsupported(problem: Problem, chain: Chain, optimizer: OptimizerState) -> st
     if not whole or len(set(used)) != len(used) or len(layers) - 3 > MOST_HIDDEN:
         return "layers that share parameters, or so many"
     if not optimizer.is_adam:
-        return "optimisers but Adam and AdamW, of gradients as they are"
+        return "optimisers but its own Adam and AdamW, of gradients as they are"
     if has_hooks(list(params.values())) or not optimizer.even:
         return "hooks on gradients, or parameters updated more often than others"
     return None
+
+
+def _exact(problem: Problem, width: int) -> bool:
+    """Whether labels can stand behind the images' pixels, in the same type of number."""
+    assert problem.labels is not None
+    if problem.images.dtype != torch.uint8 or not problem.labels.is_floating_point():
+        return True
+    return bool(((problem.labels == 0) | (problem.labels == 1)).all())
 
 
 class NativeEngine(StepEngine):
@@ -189,13 +207,32 @@ class NativeEngine(StepEngine):
     ) -> None:
         self.chain = chain
         weight = chain.encoder[0].weight
-        columns = [LaidOut(optimizer.belonging_to(weight), COLUMNS)] if sparse else []
-        super().__init__(problem, step, optimizer, columns)
+        contexts: list[Context] = []
+        if sparse:
+            contexts.append(LaidOut(optimizer.belonging_to(weight), COLUMNS))
+        if chain.labels:
+            contexts.append(self._labelled)
+        super().__init__(problem, step, optimizer, contexts)
         self.images = self.images.contiguous()
+        self.inputs = self._inputs() if chain.labels else self.images
         self.objective, self.sparse, self.bf16 = problem.objective, sparse, bf16
         floats = _kernel().vaebench_native_workspace(byref(self._net()), self.batch_size)
         workspace = torch.zeros(floats + ALIGNMENT // 4)
         self.workspace = workspace[-workspace.data_ptr() % ALIGNMENT // 4 :]
+
+    def _inputs(self) -> Tensor:
+        """Images with their labels behind them, (N, D + L), as a network takes them."""
+        labels = self.problem.labels
+        assert labels is not None
+        numbers = as_numbers(labels, self.chain.labels)
+        numbers = numbers.mul(255) if self.images.dtype == torch.uint8 else numbers
+        return torch.cat([self.images.flatten(1), numbers.to(self.images.dtype)], 1)
+
+    @contextlib.contextmanager
+    def _labelled(self) -> Iterator[None]:
+        """Take the images as they are now: new pixels may have been drawn."""
+        self.inputs[:, : -self.chain.labels] = self.images.flatten(1)
+        yield
 
     def _net(self) -> _Net:
         """Describe the model as it is now: tensors may have been given other memory."""
@@ -211,20 +248,24 @@ class NativeEngine(StepEngine):
 
         chain, layers = self.chain, self.chain.in_order()
         described = (_Layer * len(layers))(
-            *(_Layer(layer.inputs, layer.outputs, *addresses(layer)) for layer in layers)
+            *(
+                _Layer(layer.inputs, layer.outputs, *addresses(layer), *_after(layer))
+                for layer in layers
+            )
         )
         objective = self.objective
         return _Net(
-            chain.encoder[0].inputs,
+            chain.output.outputs,
             self.latent_dim,
             len(chain.encoder),
             len(chain.decoder),
+            chain.labels,
             described,
-            _ACTIVATIONS[chain.activation.name],
+            _SPREADS[chain.spread.name],
             _LIKELIHOODS[objective.likelihood],
             self.sparse,
             self.bf16,
-            chain.activation.slope,
+            chain.spread.least,
             objective.sigma,
             objective.beta if objective.weight is None else float(objective.weight),
             settings.adam_eps,
@@ -250,7 +291,13 @@ class NativeEngine(StepEngine):
             self.batch_size,
             len(order),
             self.images.element_size(),
-            *(t.data_ptr() for t in (self.images, order, noise, totals)),
+            *(t.data_ptr() for t in (self.inputs, order, noise, totals)),
             torch.get_num_threads(),
         )
         return Sums(totals[0], totals[1], len(order))
+
+
+def _after(layer: Linear) -> tuple[int, float]:
+    """What follows a layer, as the kernel has it."""
+    follows = layer.activation
+    return (_ACTIVATIONS[follows.name], follows.slope) if follows else (0, 0.0)

@@ -2,7 +2,8 @@
 
 A kernel for whole steps needs to know every layer. Names and classes do not tell what a model
 computes; the graph of its ``encode`` and ``decode`` does: linear layers with an activation between
-each two, and two heads, be they two layers or the halves of one. What the graph does not show, such
+each two, and two heads, be they two layers or the halves of one; logvar may be made of its head's
+output. Labels may stand behind the images' pixels and behind z. What the graph does not show, such
 as images that are scaled before the first layer, shows in the values: the layers that were found
 are run by themselves, and must give what the model gave.
 """
@@ -14,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vaebench.models.protocol import Gaussian
 from vaebench.models.snapshot import untouched
 from vaebench.problem import Problem
 
@@ -24,17 +24,56 @@ Edge = tuple[Any, int]
 _VIEWS = ("View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze", "Alias")
 # Those that take a part of the columns; which, the values tell.
 _PARTS = ("Split", "SplitWithSizes", "Slice", "Chunk")
-_ACTIVATIONS = {"Relu": "relu", "Tanh": "tanh", "LeakyRelu": "leaky_relu"}
+_ACTIVATIONS = {
+    "Relu": "relu", "Tanh": "tanh", "LeakyRelu": "leaky_relu", "Sigmoid": "sigmoid",
+    "Softplus": "softplus", "Elu": "elu",
+}  # fmt: skip
+# Those that make logvar of a head's output.
+_OF_A_SPREAD = ("Mul", "Log", "Abs", "Exp", "Softplus", "Add", "Pow")
 CLOSE = 1e-4
+# What is added to a head's biases, to see what is made of its output far from where it is.
+SHIFTS = (-40.0, 0.0, 10.0)
+
+
+class Activation(NamedTuple):
+    """A name in ``torch.nn.functional``; the slope below 0 of a leaky one, ELU's alpha."""
+
+    name: str
+    slope: float = 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Element by element."""
+        if self.name in ("leaky_relu", "elu"):
+            return getattr(F, self.name)(x, self.slope)  # type: ignore[no-any-return]
+        return F.softplus(x) if self.name == "softplus" else getattr(torch, self.name)(x)
+
+
+class Spread(NamedTuple):
+    """What makes logvar of its head's output; ``least`` is the least standard deviation."""
+
+    name: str = "plain"
+    least: float = 0.0
+
+    def __call__(self, h: Tensor) -> Tensor:
+        """Element by element."""
+        if self.name == "std_softplus":
+            return 2 * torch.log(F.softplus(h) + self.least)
+        if self.name == "logvar_softplus":
+            return F.softplus(h)
+        return 2 * h if self.name == "double" else h
 
 
 class Linear(NamedTuple):
-    """x W^T + b, with W and b the rows from ``first`` on of two parameters."""
+    """x W^T + b, with W and b the rows from ``first`` on of two parameters.
+
+    ``activation`` is what follows, of a hidden layer.
+    """
 
     weight: Tensor
     bias: Tensor
     first: int
     outputs: int
+    activation: Activation | None = None
 
     @property
     def inputs(self) -> int:
@@ -47,45 +86,34 @@ class Linear(NamedTuple):
         return F.linear(x, self.weight[rows], self.bias[rows])
 
 
-class Activation(NamedTuple):
-    """A name in ``torch.nn.functional``, and the slope below 0 of a leaky one."""
-
-    name: str
-    slope: float = 0.0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Element by element."""
-        if self.name == "leaky_relu":
-            return F.leaky_relu(x, self.slope)
-        return x.relu() if self.name == "relu" else x.tanh()
-
-
 class Chain(NamedTuple):
-    """The layers of a fully connected VAE; the activation follows each of the hidden ones."""
+    """The layers of a fully connected VAE, and how many numbers of a label they take too."""
 
     encoder: list[Linear]
     mu: Linear
     logvar: Linear
     decoder: list[Linear]
     output: Linear
-    activation: Activation
+    spread: Spread
+    labels: int = 0
 
     def in_order(self) -> list[Linear]:
         """All of them, in the order of the computation."""
         return [*self.encoder, self.mu, self.logvar, *self.decoder, self.output]
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Give (mu, logvar), (B, Z), for x (B, D)."""
+        """Give (mu, logvar), (B, Z), for x (B, D), and the label behind it if there is one."""
         hidden = self._through(self.encoder, x)
-        return self.mu(hidden), self.logvar(hidden)
+        return self.mu(hidden), self.spread(self.logvar(hidden))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Give the output, (B, D), for z (B, Z)."""
+        """Give the output, (B, D), for z (B, Z), and the label behind it if there is one."""
         return self.output(self._through(self.decoder, z))
 
     def _through(self, layers: list[Linear], x: Tensor) -> Tensor:
         for layer in layers:
-            x = self.activation(layer(x))
+            assert layer.activation
+            x = layer.activation(layer(x))
         return x
 
 
@@ -96,30 +124,79 @@ class _Other(Exception):
 def read(problem: Problem) -> Chain | None:
     """Read the network of a problem; None if it is not such a chain."""
     x, vae = problem.sample_batch, problem.vae
+    y = () if problem.labels is None else (problem.labels[: len(x)],)
     z = torch.linspace(-1, 1, len(x) * problem.latent_dim, device=x.device, dtype=x.dtype)
     z = z.view(len(x), -1).requires_grad_()
     with untouched(problem.model), torch.enable_grad():
         problem.model.train()
         try:
-            mu, logvar = vae.encode(x)
-            output = vae.decode(z)
-            if isinstance(output, Gaussian):
+            mu, logvar = vae.encode(x, *y)
+            output = vae.decode(z, *y)
+            if not isinstance(output, Tensor):
                 return None
             chain = _chain(mu, logvar, output, z)
+            given = x.flatten(1), z
+            if y:
+                labels = as_numbers(y[0], chain.encoder[0].inputs - given[0].shape[1])
+                chain = chain._replace(labels=labels.shape[1])
+                given = torch.cat([given[0], labels], 1), torch.cat([z, labels], 1)
+            chain = chain._replace(spread=_spread(chain, problem, x, y, given[0]))
+            with torch.no_grad():
+                pairs = zip(
+                    (*chain.encode(given[0]), chain.decode(given[1])), (mu, logvar, output),
+                    strict=True,
+                )  # fmt: skip
+                same = all(_alike(a, b.flatten(1)) for a, b in pairs)
         except (
             _Other,
             RuntimeError,
         ):  # a saved tensor that was changed in place cannot be looked at
             return None
-        with torch.no_grad():
-            pairs = zip(
-                (*chain.encode(x.flatten(1)), chain.decode(z)), (mu, logvar, output), strict=True
-            )
-            same = all(
-                a.shape == b.flatten(1).shape and torch.allclose(a, b.flatten(1), CLOSE, CLOSE)
-                for a, b in pairs
-            )
     return chain if same else None
+
+
+def as_numbers(labels: Tensor, width: int) -> Tensor:
+    """Labels (B,) int64 as (B, width) float32, one 1 each; or (B, width) floats as they are.
+
+    Raises:
+        RuntimeError: they are of another width.
+    """
+    if labels.dim() == 1 and not labels.is_floating_point():
+        return F.one_hot(labels, max(width, 0)).float()
+    if labels.dim() != 2 or labels.shape[1] != width:
+        raise RuntimeError("labels that the layers do not take as they are")
+    return labels.float()
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, CLOSE, CLOSE)
+
+
+@torch.no_grad()
+def _spread(
+    chain: Chain, problem: Problem, x: Tensor, y: tuple[Tensor, ...], given: Tensor
+) -> Spread:
+    """Find what makes logvar of its head's output, by the output that other biases give."""
+    layer, vae = chain.logvar, problem.vae
+    rows = slice(layer.first, layer.first + layer.outputs)
+    before = layer.bias.detach().clone()
+    shown: list[tuple[Tensor, Tensor]] = []
+    try:
+        for shift in SHIFTS:
+            layer.bias[rows] = before[rows] + shift
+            head = layer(chain._through(chain.encoder, given))
+            shown.append((head, vae.encode(x, *y)[1]))
+    finally:
+        layer.bias.copy_(before)
+    least = float(torch.exp(shown[0][1].flatten()[0] / 2))
+    least = 0.0 if least < 1e-12 else least
+    for spread in (
+        *(Spread(name) for name in ("plain", "double", "std_softplus", "logvar_softplus")),
+        Spread("std_softplus", least),
+    ):
+        if all(_alike(spread(head), logvar) for head, logvar in shown):
+            return spread
+    raise _Other
 
 
 def _chain(mu: Tensor, logvar: Tensor, output: Tensor, z: Tensor) -> Chain:
@@ -127,11 +204,9 @@ def _chain(mu: Tensor, logvar: Tensor, output: Tensor, z: Tensor) -> Chain:
     encoder, first = _hidden(below)
     (last,), below = _linear(_edge(output))
     decoder, second = _hidden(below, z)
-    kinds = {kind for _, kind in (*encoder, *decoder)}
-    if first is not None or second is not None or len(kinds) != 1 or not encoder or not decoder:
+    if first is not None or second is not None or not encoder or not decoder:
         raise _Other
-    layers = [[layer for layer, _ in part] for part in (encoder, decoder)]
-    return Chain(layers[0], *heads, layers[1], last, kinds.pop())
+    return Chain(encoder, *heads, decoder, last, Spread())
 
 
 def _name(node: Any) -> str:
@@ -144,21 +219,37 @@ def _edge(tensor: Tensor) -> Edge:
 
 
 def _past(edge: Edge, names: tuple[str, ...]) -> Edge:
-    """Go back past nodes of these names."""
+    """Go back past nodes of these names, along the one thing that they take."""
     while _name(edge[0]) in names:
-        edge = edge[0].next_functions[0]
+        edges = [e for e in edge[0].next_functions if e[0] is not None]
+        if len(edges) > 1:
+            raise _Other
+        edge = edges[0] if edges else (None, 0)
     return edge
 
 
 def _heads(mu: Tensor, logvar: Tensor) -> tuple[tuple[Linear, Linear], Edge]:
     """The two heads, and what they take."""
-    found = [_linear(_past(_edge(head), (*_VIEWS, *_PARTS))) for head in (mu, logvar)]
+    edges = [_past(_edge(head), (*_VIEWS, *_PARTS)) for head in (mu, logvar)]
+    # What lies between logvar and its head, if anything; which of them it is, the values tell.
+    edges[1] = _past(edges[1], (*_VIEWS, *_PARTS, *_OF_A_SPREAD))
+    found = [_linear(edge) for edge in edges]
     if found[0][1] != found[1][1]:
         raise _Other
-    given = _past(_edge(mu), (*_VIEWS, *_PARTS))[0]._saved_mat1
+    given = edges[0][0]._saved_mat1
     with torch.no_grad():
-        heads = [_part(mu, found[0][0], given), _part(logvar, found[1][0], given)]
-    return (heads[0], heads[1]), found[0][1]
+        first = _part(mu, found[0][0], given)
+        others = [
+            layer._replace(first=row, outputs=mu.shape[1])
+            for layer in found[1][0]
+            for row in range(0, layer.outputs - mu.shape[1] + 1, mu.shape[1])
+        ]
+        plain = [part for part in others if _alike(part(given), logvar)]
+        # Not as it is: then the part that mu is not.
+        rest = [p for p in others if (id(p.weight), p.first) != (id(first.weight), first.first)]
+    if not plain and len(rest) != 1:
+        raise _Other
+    return (first, (plain or rest)[0]), found[0][1]
 
 
 def _part(head: Tensor, layers: list[Linear], given: Tensor) -> Linear:
@@ -167,7 +258,7 @@ def _part(head: Tensor, layers: list[Linear], given: Tensor) -> Linear:
     for layer in layers:
         for first in range(0, layer.outputs - width + 1, width):
             part = layer._replace(first=first, outputs=width)
-            if torch.allclose(part(given), head, CLOSE, CLOSE):
+            if _alike(part(given), head):
                 return part
     raise _Other
 
@@ -200,17 +291,33 @@ def _parameters(edge: Edge) -> Iterator[Tensor]:
         raise _Other
 
 
-def _hidden(edge: Edge, z: Tensor | None = None) -> tuple[list[tuple[Linear, Activation]], Any]:
+def _hidden(edge: Edge, z: Tensor | None = None) -> tuple[list[Linear], Any]:
     """The hidden layers from the first to the last, and what is below that is not z; else None."""
-    found: list[tuple[Linear, Activation]] = []
+    found: list[Linear] = []
     while True:
         node = _past(edge, _VIEWS)[0]
+        if found and _name(node) == "Cat":  # labels behind z
+            (below, _), *others = node.next_functions
+            if any(other is not None for other, _ in others):
+                raise _Other
+            edge = below, 0
+            node = _past(edge, _VIEWS)[0]
         if node is None or (z is not None and getattr(node, "variable", None) is z):
             return found[::-1], None if (node is None) is (z is None) else node
-        if _name(node) not in _ACTIVATIONS:
-            raise _Other
-        kind = Activation(_ACTIVATIONS[_name(node)], getattr(node, "_saved_negative_slope", 0.0))
         (layer, *more), edge = _linear(node.next_functions[0])
         if more:
             raise _Other
-        found.append((layer, kind))
+        found.append(layer._replace(activation=_activation(node)))
+
+
+def _activation(node: Any) -> Activation:
+    """What a node undoes."""
+    name = _ACTIVATIONS.get(_name(node))
+    if name == "softplus" and (node._saved_beta, node._saved_threshold) != (1, 20):
+        raise _Other
+    if name == "elu" and (node._saved_scale, node._saved_input_scale) != (1, 1):
+        raise _Other
+    if name is None:
+        raise _Other
+    slopes = {"leaky_relu": "_saved_negative_slope", "elu": "_saved_alpha"}
+    return Activation(name, getattr(node, slopes[name]) if name in slopes else 0.0)
