@@ -20,11 +20,12 @@ _HOUSE = """
 system.fork system.start errors fast.register workloads config.fields config.groups config engine
 system.random system.threads system.device system.timing system.info system.toolchain
     system.distributed system.worker
-data.images data.idx data.arrays data.files data.download data.strokes data.load data.streaming
-    data.labels data.transforms data.datasets data.loader data.binarize models.snapshot
-    models.protocol likelihoods models.base models.mlp models.conv models.networks models.pretrained
-    objective models.adapt.squash models.adapt.names models.adapt.read models.adapt.ways
-    models.adapt.trial models.adapt.encoding models.adapt.decoding models.adapt problem
+data.images data.idx data.arrays data.files data.download data.strokes data.mnist5k data.load
+    data.streaming data.labels data.transforms data.datasets data.loader data.binarize
+    models.snapshot models.protocol likelihoods models.base models.mlp models.conv models.networks
+    models.pretrained objective models.adapt.squash models.adapt.names models.adapt.read
+    models.adapt.ways models.adapt.trial models.adapt.encoding models.adapt.decoding
+    models.adapt problem
 reference fast.layout fast.optimizer fast.given fast.step fast.stream fast.parallel fast.admit
     fast.draft fast.capture fast.threads fast.kernels.nonzero fast.kernels.triton_tiles
     fast.kernels.triton_update fast.kernels.triton_kernels fast.kernels.triton_step

@@ -61,7 +61,10 @@ COMMANDS: list[tuple[str, str]] = [
     ("--engine reference --compile", "is plain eager float32: drop --"),
     ("--engine reference --amp", "is plain eager float32: drop --"),
     ("--engine reference --amp bf16 --compile", "is plain eager float32: drop --"),
-    *((f"--data {v}", "auto, mnist, strokes") for v in ("nowhere.npy", "MNIST", "s3://x/y")),
+    *(
+        (f"--data {v}", "auto, mnist, mnist5k, strokes")
+        for v in ("nowhere.npy", "MNIST", "s3://x/y")
+    ),
     *((f"--data {v}", "data file") for v in ("/dev/zero", "/dev/null")),
     (f"--data {shlex.quote(__file__)}", "neither .npy, .npz nor IDX"),
     (f"--data {shlex.quote(str(Path(__file__).parent))}", "train-images-idx3-ubyte"),
@@ -87,8 +90,8 @@ RAW_COMMANDS: dict[str, tuple[list[str], str]] = {
     "out with a null": (["--out", "a\0b"], "choose another folder"),
     "out with a line break": (["--out", "/proc/a\nb"], "choose another folder"),
     "out that is no text": (["--out", "\ud800"], "choose another folder"),
-    "data with a null": (["--data", "a\0b"], "auto, mnist, strokes"),
-    "data of a megabyte": (["--data", "y" * 10**6], "auto, mnist, strokes"),
+    "data with a null": (["--data", "a\0b"], "auto, mnist, mnist5k, strokes"),
+    "data of a megabyte": (["--data", "y" * 10**6], "auto, mnist, mnist5k, strokes"),
     "device with a line break": (["--device", "cp\nu"], "auto, cpu, cuda"),
 }
 

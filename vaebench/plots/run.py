@@ -18,7 +18,11 @@ from vaebench.plots.plane import Plane, find_plane
 from vaebench.runs.folder import CONFIG, METRICS, RESULT, load, read_json
 
 MAX_IMAGES = 10_000  # of a test set; more points only cover one another
-_NAMES = {"mnist": "MNIST", "strokes": "built-in strokes (not MNIST)"}
+_NAMES = {
+    "mnist": "MNIST",
+    "mnist5k": "5,000 MNIST images",
+    "strokes": "built-in strokes (not MNIST)",
+}
 
 
 class Run:

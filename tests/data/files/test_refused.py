@@ -202,7 +202,7 @@ def test_bad_paths(tmp_path: Path) -> None:
     put(tmp_path / "part", part)
     put(tmp_path / "labels", {**four_files(), NAMES[1]: idx(np.zeros(7, np.uint8))})
     (put(tmp_path / "folder", part) / NAMES[3]).mkdir()
-    accepted = ("auto, mnist, strokes", ".npz", NAMES[0])
+    accepted = ("auto, mnist, mnist5k, strokes", ".npz", NAMES[0])
     for data, words in {
         "foo": ("'foo'", *accepted),
         "MNIST": ("'MNIST'", *accepted),
