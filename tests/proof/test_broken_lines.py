@@ -42,6 +42,24 @@ class Convolutions(nn.Module):
         return self.out(z)
 
 
+class Soft(nn.Module):
+    """Soft activations, and a standard deviation by softplus."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into = nn.Sequential(
+            nn.Linear(784, 30), nn.ELU(), nn.Linear(30, 20), nn.Sigmoid(), nn.Linear(20, 8)
+        )
+        self.out = nn.Sequential(nn.Linear(4, 20), nn.Softplus(), nn.Linear(20, 784))
+
+    def encode(self, x: Tensor) -> Any:
+        mu, raw = self.into(x.flatten(1)).chunk(2, 1)
+        return mu, 2 * torch.log(nn.functional.softplus(raw))
+
+    def decode(self, z: Tensor) -> Any:
+        return self.out(z)
+
+
 def _linear() -> nn.Module:
     return vaebench.VAE(hidden_dims=(48,), latent_dim=6)
 
@@ -63,7 +81,14 @@ BROKEN = [
     Broken(NATIVE, "native.h", "m = m_old * m + m_new * g;", "m = m_old * m + m_old * g;"),
     Broken(NATIVE, "native.h", "v_new * (g * g)", "v_new * abs(g)"),
     Broken(NATIVE, "native.h", "rate(*net.lr / (1 - std::pow(net.beta1, step)))", "rate(*net.lr)"),
-    Broken(NATIVE, "native.h", "return h > 0 ? broadcast(1)", "return h >= 0 ? broadcast(1)"),
+    Broken(NATIVE, "native.h", "default: return h > 0 ? broadcast(1)",
+           "default: return h >= 0 ? broadcast(1)"),
+    Broken(NATIVE, "native.h", "case ELU: return h > 0 ? broadcast(1) : h + slope;",
+           "case ELU: return h > 0 ? broadcast(1) : h;", make=Soft),
+    Broken(NATIVE, "native.h", "return -expm1(-h);", "return 1.0f - h;", make=Soft),
+    Broken(NATIVE, "native.h", "return h * (1.0f - h);", "return h;", make=Soft),
+    Broken(NATIVE, "native.h", "return 2.0f * sigmoid(h) / (softplus(h) + (float)net.least_std);",
+           "return 2.0f * sigmoid(h);", make=Soft),
     Broken(NATIVE, "native_forward.h", "m * m + expm1(l) - l,", "m * m + expm1(l),"),
     Broken(NATIVE, "native_forward.h", "s = expm1(0.5f * l) + 1.0f", "s = expm1(l) + 1.0f"),
     Broken(NATIVE, "native_forward.h", "at(to + place) = x + layer.bias[feature];",
@@ -115,7 +140,7 @@ def test_a_broken_line_is_seen(broken: Broken, kernels: Path, strokes: Tensor) -
     assert broken.level in levels
 
 
-@pytest.mark.parametrize("make", [_linear, Convolutions])
+@pytest.mark.parametrize("make", [_linear, Soft, Convolutions])
 def test_whole_kernels_pass(make: Callable[[], nn.Module], strokes: Tensor) -> None:
     """The same models, the same comparisons."""
     torch.manual_seed(1)
