@@ -251,6 +251,9 @@ def main(argv: list[str]) -> int:
     except InputError as error:
         say(str(error))
         return 2
+    except subprocess.CalledProcessError as error:  # which has said why
+        say(f"a run ended with status {error.returncode}: {' '.join(map(str, error.cmd))}")
+        return 1
     if words.curves:
         result["curves"] = curves(words)
     if words.out:

@@ -118,6 +118,15 @@ class Squared(Several):
         return mu, torch.log(F.softplus(raw) ** 2)
 
 
+class Rooted(Several):
+    """Another way of adding a little: nearly the same, but where there is little else."""
+
+    def encode(self, x: Tensor) -> Any:
+        """Log of a sum of squares."""
+        mu, raw = super().encode(x)
+        return mu, torch.log(F.softplus(raw) ** 2 + 1e-12)
+
+
 class Wide(Several):
     """A logvar that is never below 0, which its author says it is."""
 

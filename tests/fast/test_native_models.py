@@ -1,6 +1,7 @@
 """Whose models are trained by native steps, and what is left to the compiler."""
 
 import copy
+import dataclasses
 import re
 import time
 from collections.abc import Callable
@@ -93,7 +94,9 @@ def test_labels(kind: str, dtype: torch.dtype, sparse: bool) -> None:
             problem = problem_of(model, images, Objective(), 40, labels=labels)
             chain = read(problem)
             assert chain
-            assert "byte" in str(unsupported(problem, chain, adam_of(problem.params, 1e-3)))
+            assert "a byte does not hold" in str(
+                unsupported(problem, chain, adam_of(problem.params, 1e-3))
+            )
             return
     native, eager = _with_labels(model, images, labels, sparse=sparse)
     for fresh in (False, True):
@@ -109,13 +112,34 @@ def test_labels(kind: str, dtype: torch.dtype, sparse: bool) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        *(nets.Floored, nets.Cut, nets.Scaled, nets.Turned, nets.Skipping, nets.Tied, nets.Noisy),
+        *(
+            nets.Floored,
+            nets.Rooted,
+            nets.Cut,
+            nets.Scaled,
+            nets.Turned,
+            nets.Skipping,
+            nets.Tied,
+            nets.Noisy,
+        ),
         *(nets.Keeping, nets.hooked, nets.overridden, nets.frozen, nets.extended, nets.shared),
         nets.parametrised,
     ],
 )
 def test_other_models_are_left_to_the_compiler(make: Callable[[], nn.Module]) -> None:
     assert not _supported(make(), images_of(4, (6, 6), 0.3, torch.uint8), Objective())
+
+
+def test_labels_beyond_the_classes_are_left_to_the_model() -> None:
+    images, labels = images_of(90, (6, 6), 0.1, torch.uint8), torch.arange(90) % 5
+    model = nets.Conditional(one_hot=True)
+    problem = problem_of(model, images, Objective(), 40, labels=labels)
+    chain, state = read(problem), adam_of(problem.params, 1e-3)
+    assert chain
+    assert unsupported(problem, chain, state) is None
+    for wrong in (labels + 1, labels - 1):
+        other = dataclasses.replace(problem, labels=wrong)
+        assert "such labels" in str(unsupported(other, chain, state))
 
 
 @pytest.mark.parametrize("aim", [Objective(samples=2), Objective(bound="iwae", samples=3)])

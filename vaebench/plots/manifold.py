@@ -11,6 +11,7 @@ from vaebench.plots import style
 from vaebench.plots.options import Options
 from vaebench.plots.run import Run
 from vaebench.plots.sheets import mosaic
+from vaebench.training.callbacks import square_of
 
 TARGET = 1120  # pixels; the picture's side is near it, in whole pixels per image pixel
 LEFT, BELOW = 92, 70  # pixels for the axes' words
@@ -21,9 +22,8 @@ def draw_manifold(run: Run, options: Options) -> Figure:
     low, high = options.percentiles
     # Equal steps in probability: the inverse of the normal distribution function spreads them.
     ticks = torch.special.ndtri(torch.linspace(low, high, options.grid))
-    down, right = torch.meshgrid(ticks.flip(0), ticks, indexing="ij")
     label = _label(run, options)
-    pictures = run.decode(run.plane.lift(torch.stack([right, down], -1).reshape(-1, 2)), label)
+    pictures = run.decode(run.plane.lift(square_of(ticks)), label)
     caption = (
         f"{run.caption()} Each image is the decoder's mean at one point; points are spaced by "
         f"equal steps of {run.normal}'s probability, from {low:g} to {high:g}."

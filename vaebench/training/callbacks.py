@@ -120,6 +120,15 @@ class CSVLog(Callback):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
+    def on_start(self, training: Running) -> None:
+        """See that the file can be written."""
+        try:
+            open(self.path, "a", encoding="utf-8").close()
+        except OSError as error:
+            raise InputError(
+                f"{self.path} cannot be written ({error.strerror}): name another file"
+            ) from error
+
     def on_epoch(self, training: Running, record: EpochRecord) -> None:
         """Write all epochs so far."""
         names = [field.name for field in dataclasses.fields(EpochRecord)]
@@ -129,8 +138,8 @@ class CSVLog(Callback):
                 rows.writeheader()
                 rows.writerows(dataclasses.asdict(each) for each in training.history.epochs)
         except OSError as error:
-            raise InputError(
-                f"{self.path} cannot be written ({error.strerror}): name another file"
+            raise ResourceError(
+                f"{self.path} cannot be written: {error.strerror or error}"
             ) from error
 
 
@@ -245,11 +254,15 @@ class Frames(Callback):
         return (255 * sheet).round().to(torch.uint8).squeeze(2)
 
 
+def square_of(ticks: Tensor) -> Tensor:
+    """All pairs of ticks (T^2, 2), row by row: the first to the right, the second upwards."""
+    down, right = torch.meshgrid(ticks.flip(0), ticks, indexing="ij")
+    return torch.stack([right, down], -1).reshape(-1, 2)
+
+
 def grid_of(latent_dim: int, across: int) -> Tensor:
     """Latent points (across^2, Z): a grid if there are two latents, else draws, always the same."""
     if latent_dim == 2:
-        ticks = torch.special.ndtri(torch.linspace(0.05, 0.95, across))
-        down, right = torch.meshgrid(ticks.flip(0), ticks, indexing="ij")
-        return torch.stack([right, down], -1).reshape(-1, 2)
+        return square_of(torch.special.ndtri(torch.linspace(0.05, 0.95, across)))
     generator = torch.Generator().manual_seed(0)
     return torch.randn(across**2, latent_dim, generator=generator)

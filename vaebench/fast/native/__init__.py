@@ -154,7 +154,7 @@ def unsupported(problem: Problem, chain: Chain, optimizer: OptimizerState) -> st
     if not problem.steady or any(is_altered(module) for module in model.modules()):
         return "modules with hooks, methods of their own in an instance, or a state that changes"
     if problem.labels is not None and not _exact(problem, chain.labels):
-        return "labels that a byte does not hold beside bytes"
+        return "such labels: of more classes than pixels, or numbers that a byte does not hold"
     layers = chain.in_order()
     used = [(id(p), layer.first) for layer in layers for p in (layer.weight, layer.bias)]
     params = {id(p): p for layer in layers for p in (layer.weight, layer.bias)}
@@ -174,10 +174,13 @@ def unsupported(problem: Problem, chain: Chain, optimizer: OptimizerState) -> st
 
 def _exact(problem: Problem, width: int) -> bool:
     """Whether labels can stand behind the images' pixels, in the same type of number."""
-    assert problem.labels is not None
-    if problem.images.dtype != torch.uint8 or not problem.labels.is_floating_point():
-        return True
-    return bool(((problem.labels == 0) | (problem.labels == 1)).all())
+    labels = problem.labels
+    assert labels is not None
+    if width > problem.images[0].numel():
+        return False
+    if not labels.is_floating_point():
+        return 0 <= int(labels.min()) <= int(labels.max()) < width
+    return problem.images.dtype != torch.uint8 or bool(((labels == 0) | (labels == 1)).all())
 
 
 class NativeEngine(StepEngine):

@@ -32,7 +32,7 @@ _ACTIVATIONS = {
 _OF_A_SPREAD = ("Mul", "Log", "Abs", "Exp", "Softplus", "Add", "Pow")
 CLOSE = 1e-4
 # What is added to a head's biases, to see what is made of its output far from where it is.
-SHIFTS = (-40.0, 0.0, 10.0)
+SHIFTS = (-40.0, -14.0, -7.0, 0.0, 10.0)
 
 
 class Activation(NamedTuple):
