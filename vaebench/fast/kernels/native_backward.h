@@ -16,10 +16,11 @@ inline Factors Steps<Pixel>::backward_factors(const Layer& layer, const float* g
 template <class Pixel>
 inline void Steps<Pixel>::backward(const Block& block, const Layer& layer,
                                    std::initializer_list<Factors> terms, const Values& to) {
+  const Activation activation(layer);
   product(layer.out, block.vectors, terms, no_prefetch, [&](Tile& tile) {
     each(tile, [&](vec grad, long, long vector, long place) {
       vec& h = at(to.features + place);
-      h = mask(grad * activation_grad(layer, h), block.live(vector));
+      h = mask(grad * activation.grad(h), block.live(vector));
     });
   });
 }

@@ -94,9 +94,10 @@ inline void Steps<Pixel>::keep_pairs(const Tile& tile, const float* from, long f
 template <class Pixel>
 inline void Steps<Pixel>::forward(const Block& block, const Layer& layer, const Values& from,
                                   const Values& to) {
+  const Activation activation(layer);
   product(layer.out, block.vectors, {forward_factors(layer, from)}, no_prefetch, [&](Tile& tile) {
     each(tile, [&](vec& x, long feature, long, long place) {
-      at(to.features + place) = activate(layer, x + layer.bias[feature]);
+      at(to.features + place) = activation(x + layer.bias[feature]);
     });
     if (net.bf16 && &to == &hidden[hiddens() - 1])
       keep_pairs(tile, to.features, layer.out, bf16.features);
@@ -124,12 +125,13 @@ template <class Pixel>
 template <int W>
 inline void Steps<Pixel>::finish_sparse(const Block& block, float* tile, const Values& to,
                                         long column, long columns) {
+  const Activation activation(layer(0));
   for (long first = 0; first < block.images; first += LANES)
     for (long k = 0; k < W; k++) {
       vec square[LANES] = {};
       const long features = column + k * LANES;
       for (long i = 0; i < min(LANES, block.images - first); i++) {
-        square[i] = activate(layer(0), at(tile + ((first + i) * W + k) * LANES));
+        square[i] = activation(at(tile + ((first + i) * W + k) * LANES));
         at(to.images + (first + i) * to.width + features) = square[i];
       }
       transpose(square);

@@ -38,7 +38,7 @@ SOURCES = (
     *("native.h", "native_forward.h", "native_backward.h", "native.cpp"),
 )
 # As the kernel numbers them.
-_ACTIVATIONS = {"relu": 0, "tanh": 1, "leaky_relu": 2, "sigmoid": 3, "softplus": 4, "elu": 5}
+_ACTIVATIONS = {"relu": 0, "leaky_relu": 1, "tanh": 2, "sigmoid": 3, "softplus": 4, "elu": 5}
 _SPREADS = {"plain": 0, "double": 1, "std_softplus": 2, "logvar_softplus": 3}
 _LIKELIHOODS = {"bernoulli": 0, "gaussian": 1}
 MOST_HIDDEN = 64
