@@ -244,14 +244,23 @@ def record(result: Result) -> Figure | None:
         "Test ELBO (nats per image, one z each) after each epoch of a whole command, start-up on "
         "the clock; one run each."
     )
+    score = result["score"]
+    what = ""
+    if result["track"] == "likelihood":
+        what = "\nasked of the\nlikelihood"
+        end = f"{score['mean']:.2f}".replace("-", "−")
+        caption += (
+            " An ELBO is a lower bound of the log-likelihood, which is asked for (dotted): that is "
+            f"{end} at the end, by {result['samples']:,} z, over {score['n']} seeds."
+        )
     figure, axes = page("How soon the test ELBO is there", caption, result)
     for i, (name, points) in enumerate(result["curves"].items()):
         seconds, elbos = zip(*points, strict=True)
-        axes.plot(seconds, elbos, marker=MARKERS[i], label=name)
-    bar = result["score"]["bar"]
+        axes.plot(seconds, elbos, marker=MARKERS[i] if len(points) < 50 else None, label=name)
+    bar, said = score["bar"], f"{score['bar']}{what}".replace("-", "−")
     axes.axhline(bar, color="black", linewidth=1, linestyle=":")
     axes.annotate(
-        f"{bar}", (1, bar), xycoords=axes.get_yaxis_transform(), xytext=(4, 0),
+        said, (1, bar), xycoords=axes.get_yaxis_transform(), xytext=(4, 0),
         textcoords="offset points", va="center",
     )  # fmt: skip
     axes.set(xscale="log", xlabel="seconds since the start", ylabel="test ELBO, nats per image")
