@@ -1,5 +1,6 @@
 """Schedules of the learning rate and the KL's weight: formulas, every engine, and going on."""
 
+import copy
 import itertools
 import json
 import math
@@ -111,6 +112,15 @@ def test_every_engine_follows(name: str, strokes: Tensor, monkeypatch: pytest.Mo
         assert a.kl == pytest.approx(b.kl, rel=1e-3)
     for p, q in zip(model.parameters(), want_model.parameters(), strict=True):
         assert float((p - q).detach().norm()) <= 2e-3 * float(q.detach().norm())
+
+
+def test_an_end_that_moved_is_told(strokes: Tensor) -> None:
+    kept: list[vaebench.TrainState] = []
+    _fit(strokes[:64], epochs=2, on_state=lambda state: kept.append(copy.deepcopy(state)))
+    same = _fit(strokes[:64], epochs=2, resume=kept[0])[1]
+    assert not any("was to be 0" in note for note in same.notes)
+    longer = _fit(strokes[:64], epochs=4, resume=kept[0])[1]
+    assert any("was to be 0 after 2 epochs, and now is after 4" in note for note in longer.notes)
 
 
 def test_it_changes_what_is_trained(strokes: Tensor) -> None:

@@ -33,7 +33,7 @@ from vaebench.training.inputs import Inputs, Test
 from vaebench.training.loop import Loop, Plan
 from vaebench.training.memory import explaining_memory
 from vaebench.training.schedules import Schedule, as_schedule, beta_factor, lr_factor
-from vaebench.training.state import TrainState
+from vaebench.training.state import LR_ENDS, TrainState
 
 Rate = float | Sequence[float] | Schedule
 
@@ -234,6 +234,8 @@ class Training:
                 "weigh: drop it, or use the vae objective"
             )
         self.weight = torch.ones((), device=self.device) if self.beta else None
+        falls = optimizer.schedule in TO_THE_END and not given["lr"]
+        self.ends = {LR_ENDS: optimizer.epochs} if falls else {}
 
     def run(
         self,
@@ -254,7 +256,7 @@ class Training:
                 "amp": asks_for(config.fast, "amp"),
                 "device": config.run.device,
             },
-            actual={"engine": config.run.engine, "device": str(device), **settings},
+            actual={"engine": config.run.engine, "device": str(device), **settings, **self.ends},
             notes=[NOTES[how]] if (how := config.data.binarize) in NOTES else [],
         )
         if resume:

@@ -124,13 +124,20 @@ class TrainState:
         for name, before in self.actual.items():
             if name in _WITHOUT_EFFECT:
                 continue
-            if now.get(name) != before:
+            if now.get(name) != before and name == LR_ENDS:
+                history.notes.append(
+                    f"the learning rate was to be 0 after {before} epochs, and now is after "
+                    f"{now.get(name)}: not what a training of so many from the start gives"
+                )
+            elif now.get(name) != before:
                 history.notes.append(
                     f"went on with {name} {now.get(name)}, before it was {before}: equal to an "
                     "uninterrupted training within rounding, not to the bit"
                 )
 
 
+# After how many epochs a schedule brings the learning rate to 0.
+LR_ENDS = "lr_ends"
 # What runs, but the same bits come out of it.
 _WITHOUT_EFFECT = tuple(technique.name for technique in TECHNIQUES if technique.exact)
 
