@@ -48,6 +48,11 @@ def test_its_gradient_is_right_on_both_sides_of_where_it_changes_its_formula() -
     logits = torch.tensor([-1e-8, 0.0, bound * 0.999, bound * 1.001, 50.0], dtype=torch.float64)
     logits.requires_grad_()
     assert torch.autograd.gradcheck(likelihoods.continuous_bernoulli_log_norm, logits)
+    far = torch.tensor([-1e30, -3e4, -200.0, 200.0, 3e4, 1e30], requires_grad=True)
+    value = likelihoods.continuous_bernoulli_log_norm(far)
+    (grad,) = torch.autograd.grad(value.sum(), far)
+    torch.testing.assert_close(value, far.abs().log())
+    torch.testing.assert_close(grad, 1 / far)
     near = torch.tensor([bound - 1e-9, bound + 1e-9], dtype=torch.float64)
     for formula in (
         likelihoods.continuous_bernoulli_log_norm, likelihoods.continuous_bernoulli_mean,

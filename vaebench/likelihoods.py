@@ -105,8 +105,9 @@ def continuous_bernoulli_log_norm(logits: Tensor) -> Tensor:
     """
     logits = wide(logits)
     small = logits.abs() < NEAR_ZERO
-    # Its series there: log 2 + y^2/3 - 7 y^4/90 + ..., y = l/2.
-    square = (logits / 2).square()
+    # Its series there: log 2 + y^2/3 - 7 y^4/90 + ..., y = l/2. Each formula is given only what it
+    # is for: from the other, of a large logit say, no finite gradient would come.
+    square = (torch.where(small, logits, 0.0) / 2).square()
     terms = (1 / 3, -7 / 90, 62 / 2835, -127 / 18900, 1022 / 467775, -1414477 / 1915538625)
     series = torch.zeros_like(square)
     for term in reversed(terms):
@@ -121,11 +122,12 @@ def continuous_bernoulli_mean(logits: Tensor) -> Tensor:
     """Its mean of each pixel, 1 / (1 - exp(-l)) - 1 / l: nearer to one half than sigmoid(l)."""
     logits = wide(logits)
     small = logits.abs() < NEAR_ZERO
-    square = logits.square()
+    near = torch.where(small, logits, 0.0)
+    square = near.square()
     series = torch.zeros_like(square)
     for term in (1 / 47900160, -1 / 1209600, 1 / 30240, -1 / 720, 1 / 12):
         series = series * square + term
-    series = 0.5 + logits * series
+    series = 0.5 + near * series
     other = torch.where(small, 1.0, logits)
     return torch.where(small, series, 1 / -torch.expm1(-other) - 1 / other)
 

@@ -73,6 +73,8 @@ def test_only_the_layer_that_gets_the_pixels_as_they_are(strokes: Tensor) -> Non
     model = VAE(hidden_dims=(16,))
     assert sparse.input_layer(problem_of(model, strokes)) is model.encoder[0]
     assert sparse.input_layer(problem_of(Shifted(hidden_dims=(16,)), strokes)) is None
+    vamp = VAE(hidden_dims=(16,), prior="vamp", pseudo_inputs=3)  # which encodes those too
+    assert sparse.input_layer(problem_of(vamp, strokes)) is None
     double = problem_of(VAE(hidden_dims=(16,)).double(), strokes.double() / 255)
     assert sparse.input_layer(double) is None
 

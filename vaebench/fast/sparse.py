@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vaebench.fast.draft import Draft, Plan
 from vaebench.fast.kernels.nonzero import GROUP, dark
 from vaebench.fast.layout import COLUMNS, LaidOut
-from vaebench.models.protocol import is_altered
+from vaebench.models.protocol import is_altered, prior_of
 from vaebench.models.snapshot import untouched
 from vaebench.problem import Problem
 from vaebench.system.toolchain import load_kernels
@@ -89,6 +89,7 @@ def input_layer(problem: Problem) -> nn.Linear | None:
         y = () if problem.labels is None else (problem.labels[: len(x)],)
         mu, _ = problem.vae.encode(x, *y)
         problem.vae.decode(mu, *y)
+        prior_of(problem.vae)  # which may encode something else
     return found[0] if len(found) == 1 and calls[found[0]] == 1 else None
 
 
