@@ -141,4 +141,4 @@ def test_what_the_native_steps_lack_is_compiled(
     history = vaebench.fit(model, strokes, **words)
     assert history.actual["compile"] is True
     assert history.actual["native"] is False
-    assert any("does not know optimisers but Adam" in note for note in history.notes)
+    assert any("does not know optimisers but its own Adam" in note for note in history.notes)
