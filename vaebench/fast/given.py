@@ -190,14 +190,14 @@ class GivenState(OptimizerState):
 
     @contextlib.contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Put parameters, and all that the optimiser remembers, back at the end."""
+        """Put parameters, and all that the optimiser remembers anywhere, back at the end."""
+        given, lr = self.given, float(self.lr)
         values = [p.detach().clone() for p in self.params]
-        state = {p: copy.deepcopy(dict(kept)) for p, kept in self.given.state.items()}
-        groups = [
-            {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
-            for group in self.given.param_groups
-        ]
-        lr = float(self.lr)
+        state = {p: _copied(kept, given) for p, kept in given.state.items()}
+        # What its author added to what every optimiser is, and each group's own.
+        plain = {*vars(torch.optim.SGD([torch.zeros(())], lr=1.0))}
+        owners = [(vars(given), plain), *((group, {"params"}) for group in given.param_groups)]
+        kept = [_copied({n: v for n, v in o.items() if n not in but}, given) for o, but in owners]
         try:
             yield
         finally:
@@ -205,10 +205,26 @@ class GivenState(OptimizerState):
                 for p, value in zip(self.params, values, strict=True):
                     p.copy_(value)
                 self.lr.fill_(lr)
-            self.given.state.clear()
-            self.given.state.update(state)
-            for group, kept in zip(self.given.param_groups, groups, strict=True):
-                group.update(kept)
+            given.state.clear()
+            given.state.update(state)
+            for (owner, but), own in zip(owners, kept, strict=True):
+                for name in {*owner} - but - {*own}:
+                    del owner[name]
+                owner.update(own)
+
+
+def _copied(kept: Mapping[str, Any], given: torch.optim.Optimizer) -> dict[str, Any]:
+    """Copies of what an optimiser keeps; the parameters, and itself, stay what they are.
+
+    So does what cannot be copied, as an open file.
+    """
+    memo: dict[int, Any] = {id(p): p for group in given.param_groups for p in group["params"]}
+    memo[id(given)] = given
+    found = dict(kept)
+    for name, value in kept.items():
+        with contextlib.suppress(TypeError, NotImplementedError, RuntimeError):
+            found[name] = copy.deepcopy(value, memo)
+    return found
 
 
 def _step(params: list[Tensor], grads: list[Tensor]) -> None:
