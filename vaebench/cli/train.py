@@ -232,7 +232,7 @@ def build_model(
         recipe["logvar_range"] = network.logvar_range
     if network.prior != "standard":
         recipe |= {"prior": network.prior, "pseudo_inputs": network.pseudo_inputs}
-    if config.network.conditional:
+    if network.conditional:
         recipe["classes"] = count_classes(data)
     manual_seed(config.run.seed)
     require_memory(lambda: make_network(recipe), device)

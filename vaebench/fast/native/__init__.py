@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from vaebench.engine import Sums
+from vaebench.errors import InputError
 from vaebench.fast.admit import Verdict
 from vaebench.fast.draft import Draft, Offer
 from vaebench.fast.kernels.nonzero import dark
@@ -217,24 +218,28 @@ class NativeEngine(StepEngine):
             contexts.append(self._labelled)
         super().__init__(problem, step, optimizer, contexts)
         self.images = self.images.contiguous()
-        self.inputs = self._inputs() if chain.labels else self.images
+        self.inputs = self.images
+        if chain.labels:
+            shape = (len(self.images), chain.encoder[0].inputs)
+            self.inputs = torch.empty(shape, dtype=self.images.dtype)
         self.objective, self.sparse, self.bf16 = problem.objective, sparse, bf16
         floats = _kernel().vaebench_native_workspace(byref(self._net()), self.batch_size)
         workspace = torch.zeros(floats + ALIGNMENT // 4)
         self.workspace = workspace[-workspace.data_ptr() % ALIGNMENT // 4 :]
 
-    def _inputs(self) -> Tensor:
-        """Images with their labels behind them, (N, D + L), as a network takes them."""
-        labels = self.problem.labels
-        assert labels is not None
-        numbers = as_numbers(labels, self.chain.labels)
-        numbers = numbers.mul(255) if self.images.dtype == torch.uint8 else numbers
-        return torch.cat([self.images.flatten(1), numbers.to(self.images.dtype)], 1)
-
     @contextlib.contextmanager
     def _labelled(self) -> Iterator[None]:
-        """Take the images as they are now: new pixels may have been drawn."""
-        self.inputs[:, : -self.chain.labels] = self.images.flatten(1)
+        """Put images and labels side by side, (N, D + L), as they are now: both may change."""
+        labels, width = self.problem.labels, self.chain.labels
+        assert labels is not None
+        if not _exact(self.problem, width):
+            raise InputError(
+                "labels were changed to what the kernel cannot take: leave them as they are, or "
+                "set native=False"
+            )
+        numbers = as_numbers(labels, width)
+        self.inputs[:, :-width] = self.images.flatten(1)
+        self.inputs[:, -width:] = numbers.mul(255) if self.images.dtype == torch.uint8 else numbers
         yield
 
     def _net(self) -> _Net:
