@@ -145,6 +145,92 @@ class Exponential(Several):
         return {"mu": mu, "sigma": raw.exp()}
 
 
+class Floored(Several):
+    """A logvar that is cut off, so narrowly that it happens."""
+
+    def encode(self, x: Tensor) -> Any:
+        """Clamped."""
+        mu, raw = super().encode(x)
+        return mu, raw.clamp(-0.1, 0.1)
+
+
+class Capped(Several):
+    """Above alone."""
+
+    def encode(self, x: Tensor) -> Any:
+        """Clamped."""
+        mu, raw = super().encode(x)
+        return mu, raw.clamp(max=0.05)
+
+
+class Bounded(Several):
+    """A standard deviation by exp of what is cut off."""
+
+    def encode(self, x: Tensor) -> Any:
+        """By name."""
+        mu, raw = super().encode(x)
+        return {"mu": mu, "sigma": F.hardtanh(raw, -0.2, 0.1).exp()}
+
+
+class Gated(nn.Module):
+    """Gates as people write them: the halves of a layer, two layers, with an activation or none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Sequential(nn.Flatten(), nn.Linear(36, 42), nn.GLU(), nn.Linear(21, 18))
+        self.heads = nn.Linear(9, 6)
+        self.value, self.gate = nn.Linear(3, 19), nn.Linear(3, 19)
+        self.second, self.other = nn.Linear(19, 13), nn.Linear(19, 13)
+        self.out = nn.Linear(13, 36)
+
+    def encode(self, x: Tensor) -> Any:
+        """The gate is the first half, or the second."""
+        gate, value = self.down(x).chunk(2, 1)
+        return self.heads(gate.sigmoid() * value).chunk(2, 1)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Logits."""
+        hidden = torch.tanh(self.value(z)) * torch.sigmoid(self.gate(z))
+        return self.out(self.second(hidden) * self.other(hidden).sigmoid())  # type: ignore[no-any-return]
+
+
+class GatedFirst(Gated):
+    """Two layers at the pixels, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.by = nn.Linear(36, 21), nn.Linear(36, 21)
+
+    def encode(self, x: Tensor) -> Any:
+        """Values through ELU."""
+        x = x.flatten(1)
+        hidden = F.elu(self.first(x)) * self.by(x).sigmoid()
+        gate, value = self.down[3](hidden).chunk(2, 1)
+        return self.heads(gate.sigmoid() * value).chunk(2, 1)
+
+
+class Smooth(nn.Module):
+    """SiLU and GELU, whose derivatives are not of their values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Sequential(
+            nn.Flatten(), nn.Linear(36, 21), nn.SiLU(), nn.Linear(21, 18), nn.GELU()
+        )
+        self.heads = nn.Linear(18, 6)
+        self.up = nn.Sequential(
+            *(nn.Linear(3, 19), nn.GELU(), nn.Linear(19, 11), nn.SiLU(), nn.Linear(11, 36))
+        )
+
+    def encode(self, x: Tensor) -> Any:
+        """Heads as halves."""
+        return self.heads(self.down(x)).chunk(2, 1)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Logits."""
+        return self.up(z)  # type: ignore[no-any-return]
+
+
 class Conditional(nn.Module):
     """Labels behind pixels and behind z, as numbers of a class or as they are."""
 
@@ -170,13 +256,48 @@ class Sub(VAE):
     """Somebody's own, that computes what the VAE computes."""
 
 
-class Floored(Several):
-    """A logvar that is cut off."""
+class Curbed(Several):
+    """A logvar that is bent, not cut off."""
 
     def encode(self, x: Tensor) -> Any:
-        """Clamped."""
+        """By tanh."""
         mu, raw = super().encode(x)
-        return mu, raw.clamp(-5, 5)
+        return mu, 5 * torch.tanh(raw / 5)
+
+
+class Signed(Gated):
+    """Let through by tanh."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Logits."""
+        hidden = self.value(z) * torch.tanh(self.gate(z))
+        return self.out(self.second(hidden) * self.other(hidden).sigmoid())  # type: ignore[no-any-return]
+
+
+class Crossed(Gated):
+    """A gate that sees something else than what it lets through."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Logits."""
+        hidden = self.value(z)
+        return self.out(self.second(hidden) * self.other(hidden.relu()).sigmoid())  # type: ignore[no-any-return]
+
+
+class SmoothGated(Gated):
+    """Values through SiLU, and a gate."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Logits."""
+        hidden = F.silu(self.value(z)) * torch.sigmoid(self.gate(z))
+        return self.out(self.second(hidden) * self.other(hidden).sigmoid())  # type: ignore[no-any-return]
+
+
+class Nearly(Smooth):
+    """GELU by its approximation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up[1] = nn.GELU("tanh")
 
 
 class Cut(Several):

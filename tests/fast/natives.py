@@ -23,7 +23,8 @@ def images_of(count: int, shape: tuple[int, ...], lit: float, dtype: torch.dtype
 def engine_of(
     model: nn.Module, images: Tensor, aim: Objective, batch: int, **words: Any
 ) -> StepEngine:
-    built = make_engine(model, images, aim, batch, 1e-3, CPU, **{"compile": True, **words})
+    lr = words.pop("lr", 1e-3)
+    built = make_engine(model, images, aim, batch, lr, CPU, **{"compile": True, **words})
     assert built.actual["native"] is isinstance(built.engine, NativeEngine)
     return built.engine
 

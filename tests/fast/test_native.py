@@ -25,6 +25,7 @@ CASES: dict[str, tuple[Make, Objective, int, int]] = {
     "several blocks": (lambda: VAE((5, 6), (50,), 7), Objective(), 300, 700),
     "deep": (lambda: VAE((8, 9), (33, 20, 18), 5, "tanh"), Objective(), 64, 200),
     "leaky": (lambda: VAE((8, 8), (30, 17), 2, "leaky_relu"), Objective(), 130, 270),
+    "gated": (lambda: VAE((8, 8), (30, 17), 2, "gated"), Objective(), 130, 270),
     "gaussian": (
         lambda: VAE((6, 11), (40,), 20, "tanh", "gaussian"),
         Objective("gaussian", sigma=0.3, beta=2.0),
@@ -86,6 +87,49 @@ def test_bf16_is_as_near_as_autocast(case: str, sparse: bool) -> None:
         assert (a - t).square().mean().sqrt() <= near + 1e-9, i
     # They are bfloat16: float32 would be nearer by far.
     assert (got[0] - true[0]).abs() > 1e-7 * true[0].abs()
+
+
+RULES: dict[str, dict[str, Any]] = {
+    "adamw": {"optimizer": "adamw", "weight_decay": 0.1, "adam_betas": (0.8, 0.99)},
+    "adamax": {"optimizer": "adamax", "weight_decay": 0.1, "adam_betas": (0.8, 0.99)},
+    "adagrad": {"optimizer": "adagrad", "weight_decay": 0.1},
+    "rmsprop": {"optimizer": "rmsprop"},
+    "rmsprop, momentum": {"optimizer": "rmsprop", "momentum": 0.5, "weight_decay": 0.1},
+    "sgd": {"optimizer": "sgd", "weight_decay": 0.1},
+    "sgd, momentum": {"optimizer": "sgd", "momentum": 0.9},
+    "adam, clipped by value": {"clip_value": 1e-3},
+    "sgd, clipped by norm": {"optimizer": "sgd", "clip_norm": 2.0},
+    "a norm that is never reached": {"optimizer": "sgd", "clip_norm": 1e6},
+    "both": {"optimizer": "sgd", "clip_norm": 2.0, "clip_value": 0.05, "momentum": 0.5},
+}
+
+
+@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
+@pytest.mark.parametrize("batch", [40, 200])  # of one block, and of two
+@pytest.mark.parametrize("rule", RULES)
+def test_rules(rule: str, batch: int, sparse: bool) -> None:
+    images = images_of(310, (6, 6), 0.1, torch.uint8)
+    torch.manual_seed(2)
+    model = VAE((6, 6), (19, 9), 3, "gated")
+    words = RULES[rule]
+    eager = make_engine(copy.deepcopy(model), images, Objective(), batch, 1e-2, CPU, **words).engine
+    before = [p.detach().clone() for p in model.parameters()]
+    native = native_of(model, images, Objective(), batch, sparse=sparse, lr=1e-2, **words)
+    (got, ours), (want, theirs) = (trained(engine, 900) for engine in (native, eager))
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    moved = zip(before, model.parameters(), strict=True)
+    assert max(float((a - b.detach()).abs().max()) for a, b in moved) > 1e-3
+
+
+def test_a_norm_that_is_no_number_shows() -> None:
+    images = images_of(40, (6, 6), 0.3, torch.uint8)
+    model = VAE((6, 6), (16,), 2)
+    engine = native_of(model, images, Objective(), 40, clip_norm=1.0)
+    model.logvar.bias.data.fill_(float("nan"))
+    engine.epoch(*numbers_of(engine, 40))
+    assert all(p.isnan().all() for p in (model.output.bias, model.mu.weight))
 
 
 @pytest.mark.parametrize("amp", first(1, ["bf16", None]))

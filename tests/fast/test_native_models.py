@@ -45,6 +45,13 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
     "logvar by its square": nets.Squared,
     "logvar by softplus": nets.Wide,
     "std by exp": nets.Exponential,
+    "logvar cut off": nets.Floored,
+    "logvar cut off above": nets.Capped,
+    "std by exp, cut off": nets.Bounded,
+    "gates": nets.Gated,
+    "a gate at the pixels": nets.GatedFirst,
+    "our own, gated": lambda: VAE((6, 6), (16, 9), 2, "gated", logvar_range=(-0.1, 0.1)),
+    "silu and gelu": nets.Smooth,
 }
 
 
@@ -114,7 +121,7 @@ def test_labels(kind: str, dtype: torch.dtype, sparse: bool) -> None:
     "make",
     [
         *(
-            nets.Floored,
+            nets.Curbed,
             nets.Rooted,
             nets.Cut,
             nets.Scaled,
@@ -124,7 +131,7 @@ def test_labels(kind: str, dtype: torch.dtype, sparse: bool) -> None:
             nets.Noisy,
         ),
         *(nets.Keeping, nets.hooked, nets.overridden, nets.frozen, nets.extended, nets.shared),
-        nets.parametrised,
+        *(nets.parametrised, nets.Signed, nets.Crossed, nets.SmoothGated, nets.Nearly),
     ],
 )
 def test_other_models_are_left_to_the_compiler(make: Callable[[], nn.Module]) -> None:
@@ -149,12 +156,10 @@ def test_other_objectives_are_left_to_the_compiler(aim: Objective) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [{"native": False}, {"optimizer": "adagrad"}])
-def test_other_settings_are_left_to_the_compiler(words: dict[str, Any]) -> None:
+def test_native_steps_may_be_turned_off() -> None:
     images = images_of(20, (6, 6), 0.3, torch.uint8)
-    assert not isinstance(
-        engine_of(VAE((6, 6), (16,), 2), images, Objective(), 20, **words), NativeEngine
-    )
+    model = VAE((6, 6), (16,), 2)
+    assert not isinstance(engine_of(model, images, Objective(), 20, native=False), NativeEngine)
 
 
 @pytest.mark.slow

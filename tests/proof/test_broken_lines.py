@@ -1,8 +1,8 @@
 """A proof sees what is wrong: kernels, each with one of its lines broken."""
 
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,29 @@ class Soft(nn.Module):
         return self.out(z)
 
 
+class Smooth(nn.Module):
+    """Activations whose derivative is not of the value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into = nn.Sequential(nn.Linear(784, 30), nn.SiLU(), nn.Linear(30, 8))
+        self.out = nn.Sequential(nn.Linear(4, 20), nn.GELU(), nn.Linear(20, 784))
+
+    def encode(self, x: Tensor) -> Any:
+        return self.into(x.flatten(1)).chunk(2, 1)
+
+    def decode(self, z: Tensor) -> Any:
+        return self.out(z)
+
+
 def _linear() -> nn.Module:
     return vaebench.VAE(hidden_dims=(48,), latent_dim=6)
+
+
+def _gated() -> nn.Module:
+    return vaebench.VAE(
+        hidden_dims=(48,), latent_dim=6, activation="gated", logvar_range=(-0.02, 0.02)
+    )
 
 
 @dataclass(frozen=True)
@@ -74,19 +95,39 @@ class Broken:
     by: str
     level: str = "L1"
     make: Callable[[], nn.Module] = _linear
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
+SGD = {"optimizer": "sgd", "momentum": 0.9, "clip_norm": 1.0}
 NATIVE, NORM = ("compile", "native"), ("products", "batch_norm")
 BROKEN = [
-    Broken(NATIVE, "native.h", "m = m_old * m + m_new * g;", "m = m_old * m + m_old * g;"),
-    Broken(NATIVE, "native.h", "v_new * (g * g)", "v_new * abs(g)"),
-    Broken(NATIVE, "native.h", "rate(*net.lr / (1 - std::pow(net.beta1, step)))", "rate(*net.lr)"),
-    Broken(NATIVE, "native.h", "(h > 0 ? broadcast(1) : broadcast(slope))",
+    Broken(NATIVE, "rules.h", "m = m_old * m + m_new * g;", "m = m_old * m + m_old * g;"),
+    Broken(NATIVE, "rules.h", "v = v_old * v + v_new * (g * g);\n    if (kept",
+           "v = v_old * v + v_new * abs(g);\n    if (kept"),
+    Broken(NATIVE, "rules.h", "*o.lr / (1 - std::pow(o.beta1, step))", "*o.lr"),
+    Broken(NATIVE, "rules.h", "change = m = m_old * m + change;", "change = m_old * m + change;",
+           options=SGD),
+    Broken(NATIVE, "native_backward.h", "rule.shortened = factor < 1 ? factor",
+           "rule.shortened = factor < 1 ? 1", options=SGD),
+    Broken(NATIVE, "activations.h", "(h > 0 ? broadcast(1) : broadcast(slope))",
            "(h >= 0 ? broadcast(1) : broadcast(slope))"),
-    Broken(NATIVE, "native.h", "default: return h > 0 ? broadcast(1) : h + slope;",
+    Broken(NATIVE, "activations.h", "default: return h > 0 ? broadcast(1) : h + slope;",
            "default: return h > 0 ? broadcast(1) : h;", make=Soft),
-    Broken(NATIVE, "native.h", "return -expm1(-h);", "return 1.0f - h;", make=Soft),
-    Broken(NATIVE, "native.h", "return h * (1.0f - h);", "return h;", make=Soft),
+    Broken(NATIVE, "activations.h", "return -expm1(-h);", "return 1.0f - h;", make=Soft),
+    Broken(NATIVE, "activations.h", "return h * (1.0f - h);", "return h;", make=Soft),
+    Broken(NATIVE, "activations.h", "return share + h * share * (1.0f - share);", "return share;",
+           make=Smooth),
+    Broken(NATIVE, "activations.h", "return normal_share(h) + 0.39894228f * h",
+           "return normal_share(h) + 0.3f * h", make=Smooth),
+    Broken(NATIVE, "activations.h", "sum = sum * t - 0.284496736f;", "sum = sum * t - 0.28f;",
+           make=Smooth),
+    Broken(NATIVE, "native_backward.h", "through * before * (1.0f - gate)", "through * before",
+           make=_gated),
+    Broken(NATIVE, "native_backward.h", "grad = through;", "grad = grad;", make=_gated),
+    Broken(NATIVE, "native.h", "free > (float)net.highest ? vec{} : grad", "false ? vec{} : grad",
+           make=_gated),
+    Broken((*NATIVE, "sparse"), "native_forward.h", "before[i] = gates ? square[i]",
+           "before[i] = !gates ? square[i]", make=Smooth),
     Broken(NATIVE, "native.h", "return 2.0f * sigmoid(h) / (softplus(h) + (float)net.least_std);",
            "return 2.0f * sigmoid(h);", make=Soft),
     Broken(NATIVE, "native_forward.h", "m * m + expm1(l) - l,", "m * m + expm1(l),"),
@@ -133,19 +174,23 @@ def test_a_broken_line_is_seen(broken: Broken, kernels: Path, strokes: Tensor) -
     assert text.count(broken.line) == 1
     source.write_text(text.replace(broken.line, broken.by))
     torch.manual_seed(1)
-    subject = Subject(broken.make(), strokes, None, TrainConfig(batch_size=32, device="cpu"))
+    config = TrainConfig(batch_size=32, device="cpu", **broken.options)
+    subject = Subject(broken.make(), strokes, None, config)
     proof = Proof(subject)
     assert proof.compare(broken.techniques), proof.reason
     levels = {check.level for check in proof.checks if not check.passed}
     assert broken.level in levels
 
 
-@pytest.mark.parametrize("make", [_linear, Soft, Convolutions])
-def test_whole_kernels_pass(make: Callable[[], nn.Module], strokes: Tensor) -> None:
+@pytest.mark.parametrize("options", [{}, SGD], ids=["adam", "sgd"])
+@pytest.mark.parametrize("make", [_linear, Soft, Smooth, _gated, Convolutions])
+def test_whole_kernels_pass(
+    make: Callable[[], nn.Module], options: dict[str, Any], strokes: Tensor
+) -> None:
     """The same models, the same comparisons."""
     torch.manual_seed(1)
-    subject = Subject(make(), strokes, None, TrainConfig(batch_size=32, device="cpu"))
-    proof = Proof(subject)
+    config = TrainConfig(batch_size=32, device="cpu", **options)
+    proof = Proof(Subject(make(), strokes, None, config))
     for techniques in {broken.techniques for broken in BROKEN if broken.make is make}:
         assert proof.compare(techniques), proof.reason
     assert [str(check) for check in proof.checks if not check.passed] == []

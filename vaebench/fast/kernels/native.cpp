@@ -4,7 +4,7 @@ namespace {
 
 // Forward and backward through a block, and the updates after the step's last.
 template <class Pixel>
-inline void Steps<Pixel>::train(const Block& block, const Adam& adam, const Pixel* images,
+inline void Steps<Pixel>::train(const Block& block, const Rule& rule, const Pixel* images,
                                 const long* index, long next, const float* noise, double* totals) {
   const long E = net.encoders, H = hiddens();
   prepare(block, images, index);
@@ -13,11 +13,11 @@ inline void Steps<Pixel>::train(const Block& block, const Adam& adam, const Pixe
   else
     forward(block, layer(0), input, hidden[0]);
 #pragma omp barrier
-  if (!net.sparse) transpose_all(block, hidden[0], layer(0).out, hidden[0].images);
+  if (!net.sparse) keep_images(block, 0);
   for (long i = 1; i < E; i++) {
     forward(block, layer(i), hidden[i - 1], hidden[i]);
 #pragma omp barrier
-    transpose_all(block, hidden[i], layer(i).out, hidden[i].images);
+    keep_images(block, i);
   }
   heads(block, hidden[E - 1]);
 #pragma omp barrier
@@ -25,49 +25,54 @@ inline void Steps<Pixel>::train(const Block& block, const Adam& adam, const Pixe
   for (long i = E; i < H; i++) {
     forward(block, layer(i), i == E ? z : hidden[i - 1], hidden[i]);
 #pragma omp barrier
-    transpose_all(block, hidden[i], layer(i).out, hidden[i].images);
+    keep_images(block, i);
   }
   likelihood(block, hidden[H - 1]);
 #pragma omp barrier
-  for (long i = H - 1; i >= E; i--) {
-    const Values& above = i == H - 1 ? input : hidden[i + 1];
-    const Layer& over = i == H - 1 ? output() : layer(i + 1);
-    backward(block, layer(i), {backward_factors(over, above.features)}, hidden[i]);
+  backward(block, layer(H - 1), terms_of(output(), input), hidden[H - 1]);
+#pragma omp barrier
+  for (long i = H - 2; i >= E; i--) {
+    backward(block, layer(i), terms_of(layer(i + 1), hidden[i + 1]), hidden[i]);
 #pragma omp barrier
   }
   prefetch_images(images, index + block.images, next);
-  backward_draw(block, layer(E), hidden[E]);
+  backward_draw(block, terms_of(layer(E), hidden[E]));
 #pragma omp barrier
-  for (long i = E - 1; i >= 0; i--) {
-    if (i == E - 1)
-      backward(block, layer(i),
-               {backward_factors(head(0), mu), backward_factors(head(1), logvar)}, hidden[i]);
-    else
-      backward(block, layer(i), {backward_factors(layer(i + 1), hidden[i + 1].features)},
-               hidden[i]);
+  backward(block, layer(E - 1), {backward_factors(head(0), mu), backward_factors(head(1), logvar)},
+           hidden[E - 1]);
+#pragma omp barrier
+  for (long i = E - 2; i >= 0; i--) {
+    backward(block, layer(i), terms_of(layer(i + 1), hidden[i + 1]), hidden[i]);
 #pragma omp barrier
   }
   if (net.sparse) {
-    transpose_all(block, hidden[0], layer(0).out, first_grad);
+    transpose_all(block, hidden[0], hidden[0].features, layer(0).out, first_grad);
+    if (layer(0).gate)
+      transpose_all(block, hidden[0], hidden[0].gates, layer(0).out, gate_grad);
 #pragma omp barrier
   }
-  update_all(block, adam);
+  update_all(block, rule);
+  if (rule.norm && block.last) {
+#pragma omp barrier
+    update_by_norm(rule);
+  }
 #pragma omp single
   add_up(block, totals);
 }
 
 template <class Pixel>
-inline void Steps<Pixel>::update_all(const Block& block, const Adam& adam) {
+inline void Steps<Pixel>::keep_images(const Block& block, long i) const {
+  transpose_all(block, hidden[i], hidden[i].features, layer(i).out, hidden[i].images);
+}
+
+template <class Pixel>
+inline void Steps<Pixel>::update_all(const Block& block, const Rule& rule) {
   const long E = net.encoders, H = hiddens();
-  if (net.sparse)
-    update_sparse(block, adam, layer(0));
-  else
-    update(block, adam, layer(0), hidden[0].features, input);
-  update(block, adam, output(), input.features, hidden[H - 1]);
-  for (long i = 1; i < H; i++)
-    update(block, adam, layer(i), hidden[i].features, i == E ? z : hidden[i - 1]);
-  update(block, adam, head(0), mu, hidden[E - 1]);
-  update(block, adam, head(1), logvar, hidden[E - 1]);
+  update_hidden(block, rule, 0);
+  update(block, rule, output(), input.features, hidden[H - 1]);
+  for (long i = 1; i < H; i++) update_hidden(block, rule, i);
+  update(block, rule, head(0), mu, hidden[E - 1]);
+  update(block, rule, head(1), logvar, hidden[E - 1]);
 }
 
 template <class Pixel>
@@ -81,23 +86,23 @@ inline void Steps<Pixel>::add_up(const Block& block, double* totals) {
 template <class Pixel>
 inline void Steps<Pixel>::run(long images, long batch, const Pixel* data, const long* index,
                               const float* noise, double* totals, int threads) {
-  const double before = *net.step;
+  const double before = *net.optimizer.step;
 #pragma omp parallel num_threads(threads)
   {
     if (net.bf16) keep_all_weights();
     for (long start = 0; start < images; start += batch) {
       const long end = min(start + batch, images);
-      const Adam adam(net, before + start / batch + 1);
+      const Rule rule(net.optimizer, before + start / batch + 1);
       for (long first = start; first < end; first += BLOCK) {
         const long count = min(BLOCK, end - first), past = first + count;
         const Block block{count, ceil_div(count, LANES), 1.0f / (end - start), first == start,
                           past == end};
-        train(block, adam, data, index + first, min(BLOCK, images - past),
+        train(block, rule, data, index + first, min(BLOCK, images - past),
               noise + first * net.latent, totals);
       }
     }
   }
-  *net.step = before + ceil_div(images, batch);
+  *net.optimizer.step = before + ceil_div(images, batch);
 }
 
 }  // namespace

@@ -10,106 +10,45 @@
 struct Layer {
   long in, out;
   float *weight, *bias;  // (out, in), but of a sparse first layer (in, out); (out)
-  float *weight_m, *weight_v, *bias_m, *bias_v;  // Adam's moments, laid out alike
-  long activation;                               // of a hidden layer
-  double slope;                                  // below 0: of leaky ReLU; ELU's alpha
+  float *weight_m, *weight_v, *bias_m, *bias_v;  // the optimiser's moments, laid out alike
+  long pitch;       // from one line of the weight to the next: others may lie in between
+  long activation;  // of a hidden layer
+  double slope;     // below 0: of leaky ReLU; ELU's alpha
+  long gate;        // of a gated hidden layer: where the layer is whose sigmoid lets it through; or 0
 };
 
 struct Net {
   long pixels, latent, encoders, decoders;  // sizes, and how many hidden layers
   long labels;    // numbers behind each image's pixels, which encoder and decoder take too
-  Layer* layers;  // encoders, mu, logvar, decoders, output
+  Layer* layers;  // encoders, mu, logvar, decoders, output, gates
+  long gates;     // how many
   long logvar;    // what makes logvar of its head's output
   long likelihood, sparse;
   long bf16;  // bfloat16 factors in the output layer's products
-  double least_std, sigma, beta, adam_eps, beta1, beta2, weight_decay;
-  long decoupled;  // the weights shrink by weight_decay; else their gradient grows by it
-  float* step;  // Adam's count
-  const float* lr;
+  double least_std, lowest, highest;  // logvar is cut off at the last two
+  double sigma, beta;
+  Optimizer optimizer;
 };
 
 namespace {
 
-enum { RELU, LEAKY_RELU, TANH, SIGMOID, SOFTPLUS, ELU };
 enum { BERNOULLI, GAUSSIAN };
 // logvar of its head's output h: h; 2 h; 2 log(softplus(h) + least_std); softplus(h).
 enum { PLAIN, DOUBLE, STD_SOFTPLUS, LOGVAR_SOFTPLUS };
 
 constexpr long BLOCK = ROWS, MOST_HIDDEN = 64;
 
-// Adam and AdamW in the form of torch.optim's; see vaebench/fast/optimizer.py.
-struct Adam {
-  float m_old, m_new, v_old, v_new, rate, spread, eps;
-  float grown, kept;  // of the weight: what is added to its gradient; what is left of it
-
-  Adam(const Net& net, double step)
-      : m_old(net.beta1),
-        m_new(1 - net.beta1),
-        v_old(net.beta2),
-        v_new(1 - net.beta2),
-        rate(*net.lr / (1 - std::pow(net.beta1, step))),
-        spread(1 / std::sqrt(1 - std::pow(net.beta2, step))),
-        eps(net.adam_eps),
-        grown(net.decoupled ? 0 : net.weight_decay),
-        kept(net.decoupled ? 1 - *net.lr * net.weight_decay : 1) {}
-
-  // Update up to LANES parameters by their gradients.
-  void update(float* weight, float* weight_m, float* weight_v, vec g, long count) const {
-    vec p, m, v;
-    load<1>(&p, weight, count), load<1>(&m, weight_m, count), load<1>(&v, weight_v, count);
-    if (grown) g += grown * p;
-    m = m_old * m + m_new * g;
-    v = v_old * v + v_new * (g * g);
-    if (kept != 1) p *= kept;
-    p -= rate * m / (sqrt(v) * spread + eps);
-    store<1>(weight, &p, count), store<1>(weight_m, &m, count), store<1>(weight_v, &v, count);
-  }
-};
-
-// What follows a hidden layer. The usual two are a select; the others are calls, which keeps them
-// out of the loops over tiles: in there they took 3 % of a step from the usual ones.
-struct Activation {
-  long kind;
-  float slope;
-
-  explicit Activation(const Layer& layer) : kind(layer.activation), slope(layer.slope) {}
-
-  vec operator()(vec x) const {
-    return kind <= LEAKY_RELU ? (x > 0 ? x : x * slope) : curved(x);
-  }
-
-  // The derivative where the value is h.
-  vec grad(vec h) const {
-    return kind <= LEAKY_RELU ? (h > 0 ? broadcast(1) : broadcast(slope)) : curved_grad(h);
-  }
-
-  __attribute__((noinline)) vec curved(vec x) const {
-    switch (kind) {
-      case TANH: return tanh(x);
-      case SIGMOID: return sigmoid(x);
-      case SOFTPLUS: return softplus(x);
-      default: return x > 0 ? x : slope * expm1(x > 0 ? vec{} : x);  // ELU
-    }
-  }
-
-  __attribute__((noinline)) vec curved_grad(vec h) const {
-    switch (kind) {
-      case TANH: return 1.0f - h * h;
-      case SIGMOID: return h * (1.0f - h);
-      case SOFTPLUS: return -expm1(-h);
-      default: return h > 0 ? broadcast(1) : h + slope;  // ELU
-    }
-  }
-};
-
 // Steps
 
-// A layer's activations; on the way back the loss's gradient by them takes the feature-major
-// place.
+// A layer's values. On the way back the loss's gradient by the layer's sums takes the place of
+// `features`, that by its gate's sums the place of `gates`.
 struct Values {
   float* features;  // (out, stride)
   float* images;    // (BLOCK, width)
   long width;       // out, rounded up to whole vectors
+  // (out, stride), where the way back needs them: what the gate lets through, or the sums of an
+  // activation whose derivative is of these; and what the gate is.
+  float *before = nullptr, *gates = nullptr;
 };
 
 // Images that are taken together, in the step that they belong to.
@@ -119,6 +58,8 @@ struct Block {
   bool first, last;      // block of the step
 
   long live(long vector) const { return images - vector * LANES; }  // lanes of a vector in use
+  // Whether its gradients are used as they are made: by no other block's, nor by their norm.
+  bool alone(const Rule& rule) const { return first && last && !rule.norm; }
 };
 
 template <class Pixel>
@@ -134,8 +75,9 @@ struct Steps {
   Values hidden[MOST_HIDDEN];
   float *mu, *logvar, *std, *eps;  // (latent, stride)
   Bf16 bf16;                       // of the output layer
-  float* first_grad;               // (BLOCK, width): by the sparse first layer's values
-  float* grads;                    // of steps of several blocks, layer by layer: weights, biases
+  float *first_grad, *gate_grad;   // (BLOCK, width): by the sparse first layer's sums, and its gate's
+  float* grads;                    // where a step adds them up, layer by layer: weights, biases
+  double* squares;                 // of chunks of these, summed
   Bernoulli* recon;                // of a row of tiles of the output
   double *recon_sums, *kl_sums;    // of a row of tiles; of a latent
 
@@ -146,12 +88,15 @@ struct Steps {
     transposed = (Pixel*)take(inputs() * stride);
     input = take_values(inputs(), !net.sparse);
     z = take_values(net.latent + net.labels, true);
-    for (long i = 0; i < hiddens(); i++) hidden[i] = take_values(layer(i).out, true);
+    for (long i = 0; i < hiddens(); i++) hidden[i] = take_hidden(layer(i));
     mu = take(net.latent * stride), logvar = take(net.latent * stride);
     std = take(net.latent * stride), eps = take(net.latent * stride);
     if (net.bf16) bf16 = take_bf16();
     first_grad = take(net.sparse ? BLOCK * hidden[0].width : 0);
-    grads = take(batch > BLOCK ? grads_before(net.layers + hiddens() + 3) : 0);
+    gate_grad = take(net.sparse && layer(0).gate ? BLOCK * hidden[0].width : 0);
+    const bool summed = batch > BLOCK || net.optimizer.clip_norm;
+    grads = take(summed ? grads_before(net.layers + layers()) : 0);
+    squares = (double*)take(net.optimizer.clip_norm ? 2 * chunks() : 0);
     recon = (Bernoulli*)take(output_rows() * (sizeof(Bernoulli) / sizeof(float)));
     recon_sums = (double*)take(2 * output_rows());
     kl_sums = (double*)take(2 * net.latent);
@@ -169,6 +114,13 @@ struct Steps {
     return {features, take(images ? BLOCK * width : 0), width};
   }
 
+  Values take_hidden(const Layer& layer) {
+    Values values = take_values(layer.out, true);
+    if (layer.gate || activation_of(layer).by_sum()) values.before = take(layer.out * stride);
+    if (layer.gate) values.gates = take(layer.out * stride);
+    return values;
+  }
+
   Bf16 take_bf16() {
     const Layer& layer = output();
     const long width = round_up(layer.in, LANES), pairs = ceil_div(layer.out, 2);
@@ -183,13 +135,30 @@ struct Steps {
   Layer& layer(long i) const { return net.layers[i < net.encoders ? i : i + 2]; }  // hidden
   Layer& head(int i) const { return net.layers[net.encoders + i]; }
   Layer& output() const { return net.layers[hiddens() + 2]; }
+  const Layer& gate_of(const Layer& layer) const { return net.layers[layer.gate]; }
+  long layers() const { return hiddens() + 3 + net.gates; }
   long output_rows() const { return ceil_div(net.pixels, M); }
+
+  static Activation activation_of(const Layer& layer) {
+    return {layer.activation, (float)layer.slope};
+  }
+
+  // Whether a layer's weight is (in, out), and takes lists of pixels.
+  bool is_sparse(const Layer& l) const {
+    return net.sparse && (&l == &layer(0) || (layer(0).gate && &l == &gate_of(layer(0))));
+  }
+
+  long lines(const Layer& layer) const { return is_sparse(layer) ? layer.in : layer.out; }
+  long weights(const Layer& layer) const { return lines(layer) * layer.pitch; }
 
   long grads_before(const Layer* layer) const {
     long sum = 0;
-    for (const Layer* l = net.layers; l < layer; l++) sum += (l->in + 1) * l->out;
+    for (const Layer* l = net.layers; l < layer; l++) sum += weights(*l) + l->out;
     return sum;
   }
+
+  static constexpr long CHUNK = 4096;  // gradients
+  long chunks() const { return ceil_div(grads_before(net.layers + layers()), CHUNK); }
 
   // Images: native_forward.h
 
@@ -210,12 +179,22 @@ struct Steps {
   // Forward: native_forward.h
 
   Factors forward_factors(const Layer& layer, const Values& from) const;
-  void transpose_all(const Block& block, const Values& values, long out, float* images) const;
+  void transpose_all(const Block& block, const Values& values, const float* features, long out,
+                     float* images) const;
   void keep_pairs(const Tile& tile, const float* from, long features, float* to) const;
   void forward(const Block& block, const Layer& layer, const Values& from, const Values& to);
+  void forward_gated(const Block& block, const Layer& layer, const Values& from, const Values& to);
   void forward_sparse(const Block& block, const Layer& layer, const Values& to);
   template <int W>
-  void finish_sparse(const Block& block, float* tile, const Values& to, long column, long columns);
+  void multiply_sparse(const Block& block, const Layer& layer, float* sums, long column,
+                       long columns) const;
+  template <int W>
+  void finish_sparse(const Block& block, const float* tile, const Values& to, long column,
+                     long columns);
+  template <int W>
+  void finish_gated(const Block& block, const float* tile, const float* gates, const Values& to,
+                    long column, long columns);
+  void store_features(vec (&square)[LANES], float* features, long count) const;
   void heads(const Block& block, const Values& from);
   void draw(const Block& block, const float* noise);
   void draw_label(const Block& block, long j);
@@ -223,6 +202,12 @@ struct Steps {
   void keep_grads(const Tile& tile) const;
 
   vec logvar_of(vec h) const {
+    const float low = net.lowest, high = net.highest;
+    const vec free = free_logvar_of(h);
+    return free < low ? broadcast(low) : free > high ? broadcast(high) : free;
+  }
+
+  vec free_logvar_of(vec h) const {
     switch (net.logvar) {
       case DOUBLE: return 2.0f * h;
       case STD_SOFTPLUS: return 2.0f * log(softplus(h) + (float)net.least_std);
@@ -233,6 +218,11 @@ struct Steps {
 
   // Its derivative by h.
   vec logvar_grad(vec h) const {
+    const vec free = free_logvar_of(h), grad = free_logvar_grad(h);
+    return free < (float)net.lowest || free > (float)net.highest ? vec{} : grad;
+  }
+
+  vec free_logvar_grad(vec h) const {
     switch (net.logvar) {
       case DOUBLE: return broadcast(2);
       case STD_SOFTPLUS: return 2.0f * sigmoid(h) / (softplus(h) + (float)net.least_std);
@@ -256,26 +246,34 @@ struct Steps {
   // Backward: native_backward.h
 
   Factors backward_factors(const Layer& layer, const float* grads) const;
-  void backward(const Block& block, const Layer& layer, std::initializer_list<Factors> terms,
-                const Values& to);
-  void backward_draw(const Block& block, const Layer& layer, const Values& above);
+  Terms terms_of(const Layer& layer, const Values& grads) const;
+  void backward(const Block& block, const Layer& layer, const Terms& terms, const Values& to);
+  void backward_draw(const Block& block, const Terms& terms);
 
   // Updates: native_backward.h
 
-  void add_grad(const Block& block, const Adam& adam, const Layer& layer, long place, vec g,
+  void add_grad(const Block& block, const Rule& rule, const Layer& layer, long place, vec g,
                 long count);
-  void update(const Block& block, const Adam& adam, const Layer& layer, const float* grads,
+  void add_bias_grad(const Block& block, const Rule& rule, const Layer& layer, long place, vec g,
+                     long count);
+  __attribute__((noinline)) bool keep_grad(const Block& block, const Rule& rule, const Layer& layer, long place, vec& g,
+                 long count);
+  void update(const Block& block, const Rule& rule, const Layer& layer, const float* grads,
               const Values& from);
   void keep_weights(long row, long rows, long vector, long vectors) const;
   void keep_all_weights() const;
-  void update_sparse(const Block& block, const Adam& adam, const Layer& layer);
-  void update_bias(const Block& block, const Adam& adam, const Layer& layer, const float* grads);
+  void update_hidden(const Block& block, const Rule& rule, long i);
+  void update_sparse(const Block& block, const Rule& rule, const Layer& layer, const float* grad,
+                     const float* features);
+  void update_by_norm(Rule rule);
+  void update_bias(const Block& block, const Rule& rule, const Layer& layer, const float* grads);
 
   // All together: native.cpp
 
-  void train(const Block& block, const Adam& adam, const Pixel* images, const long* index,
+  void train(const Block& block, const Rule& rule, const Pixel* images, const long* index,
              long next, const float* noise, double* totals);
-  void update_all(const Block& block, const Adam& adam);
+  void keep_images(const Block& block, long i) const;
+  void update_all(const Block& block, const Rule& rule);
   void add_up(const Block& block, double* totals);
   void run(long images, long batch, const Pixel* data, const long* index, const float* noise,
            double* totals, int threads);

@@ -12,58 +12,86 @@ inline Factors Steps<Pixel>::backward_factors(const Layer& layer, const float* g
   return {layer.weight, 1, layer.in, grads, stride, layer.out};
 }
 
+// What the loss's gradients by a layer's sums, and its gate's, give to what they take.
+template <class Pixel>
+inline Terms Steps<Pixel>::terms_of(const Layer& layer, const Values& grads) const {
+  Terms terms{backward_factors(layer, grads.features)};
+  if (layer.gate) terms.add(backward_factors(gate_of(layer), grads.gates));
+  return terms;
+}
+
 // From the gradients by what a hidden layer's values are multiplied to, those by its sums.
 template <class Pixel>
-inline void Steps<Pixel>::backward(const Block& block, const Layer& layer,
-                                   std::initializer_list<Factors> terms, const Values& to) {
-  const Activation activation(layer);
+inline void Steps<Pixel>::backward(const Block& block, const Layer& layer, const Terms& terms,
+                                   const Values& to) {
+  const Activation activation = activation_of(layer);
   product(layer.out, block.vectors, terms, no_prefetch, [&](Tile& tile) {
+    if (!to.before)
+      return each(tile, [&](vec grad, long, long vector, long place) {
+        vec& h = at(to.features + place);
+        h = mask(grad * activation.grad(h), block.live(vector));
+      });
     each(tile, [&](vec grad, long, long vector, long place) {
-      vec& h = at(to.features + place);
-      h = mask(grad * activation.grad(h), block.live(vector));
+      const vec before = at(to.before + place);
+      if (to.gates) {
+        vec& gate = at(to.gates + place);
+        const vec through = grad * gate;
+        gate = mask(through * before * (1.0f - gate), block.live(vector));
+        grad = through;
+      }
+      at(to.features + place) = mask(grad * activation.grad(before), block.live(vector));
     });
   });
 }
 
 template <class Pixel>
-inline void Steps<Pixel>::backward_draw(const Block& block, const Layer& layer,
-                                        const Values& above) {
+inline void Steps<Pixel>::backward_draw(const Block& block, const Terms& terms) {
   const float weight = net.beta * block.share;
-  product(net.latent, block.vectors, {backward_factors(layer, above.features)}, no_prefetch,
-          [&](Tile& tile) {
-            each(tile, [&](vec by_z, long, long vector, long place) {
-              const long live = block.live(vector);
-              vec &m = at(mu + place), &h = at(logvar + place);
-              const vec spread = by_z * at(std + place) * at(eps + place);
-              const vec by_logvar = 0.5f * (spread + weight * expm1(logvar_of(h)));
-              m = mask(by_z + weight * m, live);
-              h = mask(by_logvar * logvar_grad(h), live);
-            });
-          });
+  product(net.latent, block.vectors, terms, no_prefetch, [&](Tile& tile) {
+    each(tile, [&](vec by_z, long, long vector, long place) {
+      const long live = block.live(vector);
+      vec &m = at(mu + place), &h = at(logvar + place);
+      const vec spread = by_z * at(std + place) * at(eps + place);
+      const vec by_logvar = 0.5f * (spread + weight * expm1(logvar_of(h)));
+      m = mask(by_z + weight * m, live);
+      h = mask(by_logvar * logvar_grad(h), live);
+    });
+  });
 }
 
 // Updates
 
-// Take up to LANES gradients; `place` counts a layer's weights, and its biases after them.
+// Take up to LANES gradients of a layer's weights; or, from a place behind them, of its biases.
 template <class Pixel>
-inline void Steps<Pixel>::add_grad(const Block& block, const Adam& adam, const Layer& layer,
+inline void Steps<Pixel>::add_grad(const Block& block, const Rule& rule, const Layer& layer,
                                    long place, vec g, long count) {
-  if (!(block.first && block.last)) {
-    float* sum = grads + grads_before(&layer) + place;
-    vec before = {};
-    if (!block.first) load<1>(&before, sum, count);
-    g += before;
-    if (!block.last) return store<1>(sum, &g, count);
-  }
-  const long bias = place - layer.in * layer.out;
-  if (bias < 0)
-    adam.update(layer.weight + place, layer.weight_m + place, layer.weight_v + place, g, count);
-  else
-    adam.update(layer.bias + bias, layer.bias_m + bias, layer.bias_v + bias, g, count);
+  if (block.alone(rule) || keep_grad(block, rule, layer, place, g, count))
+    rule.update({layer.weight, layer.weight_m, layer.weight_v}, place, g, count);
 }
 
 template <class Pixel>
-inline void Steps<Pixel>::update(const Block& block, const Adam& adam, const Layer& layer,
+inline void Steps<Pixel>::add_bias_grad(const Block& block, const Rule& rule, const Layer& layer,
+                                        long place, vec g, long count) {
+  if (block.alone(rule) || keep_grad(block, rule, layer, weights(layer) + place, g, count))
+    rule.update({layer.bias, layer.bias_m, layer.bias_v}, place, g, count);
+}
+
+// Add up the gradients of a step, biases' behind weights'; whether g is now all that there is, and
+// nothing else is waited for.
+template <class Pixel>
+bool Steps<Pixel>::keep_grad(const Block& block, const Rule& rule, const Layer& layer,
+                                    long place, vec& g, long count) {
+  float* sum = grads + grads_before(&layer) + place;
+  vec before = {};
+  if (!block.first) load<1>(&before, sum, count);
+  g += before;
+  if (block.last && !rule.norm) return true;
+  store<1>(sum, &g, count);
+  return false;
+}
+
+template <class Pixel>
+inline void Steps<Pixel>::update(const Block& block, const Rule& rule, const Layer& layer,
                                  const float* grads, const Values& from) {
   Factors gradient{grads, stride, 1, from.images, from.width, block.images};
   if (is_bf16(layer))
@@ -79,13 +107,13 @@ inline void Steps<Pixel>::update(const Block& block, const Adam& adam, const Lay
     for (long m = 0; m < tile.rows; m++)
       for (long n = 0; n < tile.vectors; n++) {
         const long column = (tile.vector + n) * LANES;
-        add_grad(block, adam, layer, (tile.row + m) * layer.in + column, at(tile(m, n)),
+        add_grad(block, rule, layer, (tile.row + m) * layer.in + column, at(tile(m, n)),
                  layer.in - column);
       }
-    if (is_bf16(layer) && block.last)
+    if (is_bf16(layer) && block.last && !rule.norm)
       keep_weights(tile.row, tile.rows, tile.vector, tile.vectors);
   });
-  update_bias(block, adam, layer, grads);
+  update_bias(block, rule, layer, grads);
 }
 
 // Keep some of the output layer's weights in pairs.
@@ -113,8 +141,24 @@ inline void Steps<Pixel>::keep_all_weights() const {
     keep_weights(row, min(M, output().out - row), 0, bf16.width / LANES);
 }
 
+// A hidden layer and its gate.
 template <class Pixel>
-inline void Steps<Pixel>::update_sparse(const Block& block, const Adam& adam, const Layer& layer) {
+inline void Steps<Pixel>::update_hidden(const Block& block, const Rule& rule, long i) {
+  const Layer& own = layer(i);
+  const Values& from = i == 0 ? input : i == net.encoders ? z : hidden[i - 1];
+  const auto one = [&](const Layer& layer, const float* grads, const float* by_image) {
+    if (is_sparse(layer))
+      update_sparse(block, rule, layer, by_image, grads);
+    else
+      update(block, rule, layer, grads, from);
+  };
+  one(own, hidden[i].features, first_grad);
+  if (own.gate) one(gate_of(own), hidden[i].gates, gate_grad);
+}
+
+template <class Pixel>
+inline void Steps<Pixel>::update_sparse(const Block& block, const Rule& rule, const Layer& layer,
+                                        const float* grad, const float* features) {
   const long width = hidden[0].width;
 #pragma omp for schedule(static) nowait
   for (long group = 0; group < lists.groups; group++) {
@@ -124,22 +168,22 @@ inline void Steps<Pixel>::update_sparse(const Block& block, const Adam& adam, co
       with_width(columns / LANES, [&](auto w) {
         constexpr int W = decltype(w)::vectors;
         vec sum[G][W] = {};
-        add_group(lists, 0, group, first_grad + column, width, columns, sum);
+        add_group(lists, 0, group, grad + column, width, columns, sum);
         for (long j = 0; j < min(G, inputs() - first); j++)
           for (long k = 0; k < W; k++) {
-            const long feature = column + k * LANES, place = (first + j) * layer.out + feature;
+            const long feature = column + k * LANES, place = (first + j) * layer.pitch + feature;
             for (const float* p : {layer.weight, layer.weight_m, layer.weight_v})
-              prefetch(p + place + 2 * G * layer.out, 1, 0, LANES);  // two groups ahead
-            add_grad(block, adam, layer, place, sum[j][k], layer.out - feature);
+              prefetch(p + place + 2 * G * layer.pitch, 1, 0, LANES);  // two groups ahead
+            add_grad(block, rule, layer, place, sum[j][k], layer.out - feature);
           }
       });
     }
   }
-  update_bias(block, adam, layer, hidden[0].features);
+  update_bias(block, rule, layer, features);
 }
 
 template <class Pixel>
-inline void Steps<Pixel>::update_bias(const Block& block, const Adam& adam, const Layer& layer,
+inline void Steps<Pixel>::update_bias(const Block& block, const Rule& rule, const Layer& layer,
                                       const float* grads) {
 #pragma omp for schedule(dynamic, 1) nowait
   for (long first = 0; first < layer.out; first += LANES) {
@@ -151,8 +195,41 @@ inline void Steps<Pixel>::update_bias(const Block& block, const Adam& adam, cons
         sum += at(grads + (first + m) * stride + n * LANES);
       g[m] = horizontal_sum(sum);
     }
-    add_grad(block, adam, layer, layer.in * layer.out + first, g, count);
+    add_bias_grad(block, rule, layer, first, g, count);
   }
+}
+
+// Update all by the gradients that were added up, shortened as their norm asks for.
+template <class Pixel>
+inline void Steps<Pixel>::update_by_norm(Rule rule) {
+  const long all = grads_before(net.layers + layers());
+#pragma omp for schedule(static)
+  for (long chunk = 0; chunk < chunks(); chunk++) {
+    squares[chunk] = 0;
+    for (long i = chunk * CHUNK; i < min((chunk + 1) * CHUNK, all); i++)
+      squares[chunk] += (double)grads[i] * grads[i];
+  }
+  double sum = 0;
+  for (long chunk = 0; chunk < chunks(); chunk++) sum += squares[chunk];
+  const double factor = rule.norm / (std::sqrt(sum) + 1e-6);
+  rule.shortened = factor < 1 ? factor : factor >= 1 ? 1 : NAN;
+  for (const Layer* l = net.layers; l < net.layers + layers(); l++) {
+    const float* from = grads + grads_before(l);
+    const long width = is_sparse(*l) ? l->out : l->in;
+    const auto change_line = [&](const Memory& memory, long at, long start, long count) {
+      for (long i = 0; i < count; i += LANES) {
+        vec g;
+        load<1>(&g, from + start + i, count - i);
+        rule.update(memory, at + i, g, count - i);
+      }
+    };
+#pragma omp for schedule(static)
+    for (long line = 0; line < lines(*l); line++)
+      change_line({l->weight, l->weight_m, l->weight_v}, line * l->pitch, line * l->pitch, width);
+#pragma omp single
+    change_line({l->bias, l->bias_m, l->bias_v}, 0, weights(*l), l->out);
+  }
+  if (net.bf16) keep_all_weights();
 }
 
 }  // namespace

@@ -58,14 +58,14 @@ inline Factors Steps<Pixel>::forward_factors(const Layer& layer, const Values& f
 
 // Copy features to where they lie image-major.
 template <class Pixel>
-inline void Steps<Pixel>::transpose_all(const Block& block, const Values& values, long out,
-                                        float* images) const {
+inline void Steps<Pixel>::transpose_all(const Block& block, const Values& values,
+                                        const float* features, long out, float* images) const {
 #pragma omp for schedule(static) nowait
   for (long first = 0; first < out; first += LANES)
     for (long n = 0; n < block.vectors; n++) {
       vec square[LANES] = {};
       for (long k = 0; k < min(LANES, out - first); k++)
-        square[k] = at(values.features + (first + k) * stride + n * LANES);
+        square[k] = at(features + (first + k) * stride + n * LANES);
       transpose(square);
       const long live = min(LANES, block.live(n));
       if (net.bf16 && &values == &hidden[hiddens() - 1])
@@ -94,10 +94,37 @@ inline void Steps<Pixel>::keep_pairs(const Tile& tile, const float* from, long f
 template <class Pixel>
 inline void Steps<Pixel>::forward(const Block& block, const Layer& layer, const Values& from,
                                   const Values& to) {
-  const Activation activation(layer);
+  if (layer.gate) return forward_gated(block, layer, from, to);
+  const Activation activation = activation_of(layer);
+  product(layer.out, block.vectors, {forward_factors(layer, from)}, no_prefetch, [&](Tile& tile) {
+    if (to.before)
+      each(tile, [&](vec x, long feature, long, long place) {
+        at(to.before + place) = x + layer.bias[feature];
+      });
+    each(tile, [&](vec x, long feature, long, long place) {
+      at(to.features + place) = activation(x + layer.bias[feature]);
+    });
+    if (net.bf16 && &to == &hidden[hiddens() - 1])
+      keep_pairs(tile, to.features, layer.out, bf16.features);
+  });
+}
+
+// Both products have the same tiles: who computed what a gate lets through has the gate too.
+template <class Pixel>
+inline void Steps<Pixel>::forward_gated(const Block& block, const Layer& layer, const Values& from,
+                                        const Values& to) {
+  const Activation activation = activation_of(layer);
+  const Layer& gate = gate_of(layer);
   product(layer.out, block.vectors, {forward_factors(layer, from)}, no_prefetch, [&](Tile& tile) {
     each(tile, [&](vec& x, long feature, long, long place) {
-      at(to.features + place) = activation(x + layer.bias[feature]);
+      at(to.before + place) = activation(x + layer.bias[feature]);
+    });
+  });
+  product(layer.out, block.vectors, {forward_factors(gate, from)}, no_prefetch, [&](Tile& tile) {
+    each(tile, [&](vec& x, long feature, long, long place) {
+      const vec share = sigmoid(x + gate.bias[feature]);
+      at(to.gates + place) = share;
+      at(to.features + place) = at(to.before + place) * share;
     });
     if (net.bf16 && &to == &hidden[hiddens() - 1])
       keep_pairs(tile, to.features, layer.out, bf16.features);
@@ -110,22 +137,32 @@ inline void Steps<Pixel>::forward_sparse(const Block& block, const Layer& layer,
 #pragma omp for schedule(dynamic, 1) nowait
   for (long column = 0; column < layer.out; column += T) {
     const long columns = min(T, layer.out - column);
-    alignas(64) float tile[ROWS * T];
+    alignas(64) float tile[ROWS * T], gates[ROWS * T];
     with_width(ceil_div(columns, LANES), [&](auto w) {
       constexpr int W = min(decltype(w)::vectors, FORWARD);
-      forward_tile<W>(lists, 0, block.images, inputs(), layer.out, layer.weight + column,
-                      layer.bias + column, tile, columns);
-      finish_sparse<W>(block, tile, to, column, columns);
+      multiply_sparse<W>(block, layer, tile, column, columns);
+      if (!to.before) return finish_sparse<W>(block, tile, to, column, columns);
+      if (layer.gate) multiply_sparse<W>(block, gate_of(layer), gates, column, columns);
+      finish_gated<W>(block, tile, layer.gate ? gates : nullptr, to, column, columns);
     });
   }
+}
+
+// Sums of a tile's columns, (images, W vectors).
+template <class Pixel>
+template <int W>
+inline void Steps<Pixel>::multiply_sparse(const Block& block, const Layer& layer, float* sums,
+                                          long column, long columns) const {
+  forward_tile<W>(lists, 0, block.images, inputs(), layer.pitch, layer.weight + column,
+                  layer.bias + column, sums, columns);
 }
 
 // Apply the activation to a tile (images, W vectors), and put it where it belongs.
 template <class Pixel>
 template <int W>
-inline void Steps<Pixel>::finish_sparse(const Block& block, float* tile, const Values& to,
+inline void Steps<Pixel>::finish_sparse(const Block& block, const float* tile, const Values& to,
                                         long column, long columns) {
-  const Activation activation(layer(0));
+  const Activation activation = activation_of(layer(0));
   for (long first = 0; first < block.images; first += LANES)
     for (long k = 0; k < W; k++) {
       vec square[LANES] = {};
@@ -134,10 +171,39 @@ inline void Steps<Pixel>::finish_sparse(const Block& block, float* tile, const V
         square[i] = activation(at(tile + ((first + i) * W + k) * LANES));
         at(to.images + (first + i) * to.width + features) = square[i];
       }
-      transpose(square);
-      for (long j = 0; j < min(LANES, columns - k * LANES); j++)
-        at(to.features + (features + j) * stride + first) = square[j];
+      store_features(square, to.features + features * stride + first, columns - k * LANES);
     }
+}
+
+// The same where more is to be kept, and with a gate, if there is one.
+template <class Pixel>
+template <int W>
+inline void Steps<Pixel>::finish_gated(const Block& block, const float* tile, const float* gates,
+                                       const Values& to, long column, long columns) {
+  const Activation activation = activation_of(layer(0));
+  for (long first = 0; first < block.images; first += LANES)
+    for (long k = 0; k < W; k++) {
+      vec square[LANES] = {}, before[LANES] = {}, shares[LANES] = {};
+      const long features = column + k * LANES, count = columns - k * LANES;
+      for (long i = 0; i < min(LANES, block.images - first); i++) {
+        const long place = ((first + i) * W + k) * LANES;
+        square[i] = activation(at(tile + place));
+        before[i] = gates ? square[i] : at(tile + place);
+        if (gates) square[i] *= shares[i] = sigmoid(at(gates + place));
+        at(to.images + (first + i) * to.width + features) = square[i];
+      }
+      const long place = features * stride + first;
+      store_features(square, to.features + place, count);
+      store_features(before, to.before + place, count);
+      if (gates) store_features(shares, to.gates + place, count);
+    }
+}
+
+// Put a square (images, features) where so many features lie.
+template <class Pixel>
+inline void Steps<Pixel>::store_features(vec (&square)[LANES], float* features, long count) const {
+  transpose(square);
+  for (long j = 0; j < min(LANES, count); j++) at(features + j * stride) = square[j];
 }
 
 template <class Pixel>

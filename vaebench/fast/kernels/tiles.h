@@ -23,6 +23,20 @@ struct Factors {
   bool pairs = false;
 };
 
+// What is multiplied and added up to one product: one pair of factors, or two.
+struct Terms {
+  Factors factors[2];
+  int count = 0;
+
+  Terms(std::initializer_list<Factors> given) {
+    for (const Factors& each : given) add(each);
+  }
+
+  void add(const Factors& each) { factors[count++] = each; }
+  const Factors* begin() const { return factors; }
+  const Factors* end() const { return factors + count; }
+};
+
 // Memory that is wanted soon, in several streams alike: prefetched line by line in between
 // products. All at once it would take every place that the processor has for lines under way.
 struct Prefetch {
@@ -91,8 +105,7 @@ void multiply(const Factors& f, Tile& tile, bool add, Prefetch& prefetch) {
 // names memory that the tiles from a row on will want. For all threads of a team; they do not wait
 // for each other at the end. A thread has the same rows every time: they are in its own cache.
 template <class Next, class Finish>
-void product(long rows, long vectors, std::initializer_list<Factors> terms, Next next,
-             Finish finish) {
+void product(long rows, long vectors, const Terms& terms, Next next, Finish finish) {
 #pragma omp for schedule(static) nowait
   for (long row = 0; row < rows; row += M) {
     Tile tile;

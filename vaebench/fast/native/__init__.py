@@ -28,7 +28,7 @@ from vaebench.fast.draft import Draft, Offer
 from vaebench.fast.kernels.nonzero import dark
 from vaebench.fast.layout import COLUMNS, LaidOut
 from vaebench.fast.native.chain import Chain, Linear, as_numbers, read
-from vaebench.fast.optimizer import OptimizerState
+from vaebench.fast.optimizer import ADAGRAD_EPS, RMSPROP_ALPHA, RMSPROP_EPS, OptimizerState
 from vaebench.fast.step import Context, Step, StepEngine, has_hooks
 from vaebench.models.protocol import is_altered
 from vaebench.problem import Problem
@@ -36,10 +36,17 @@ from vaebench.system.toolchain import CompileError, load_kernels
 
 SOURCES = (
     *("vectors.h", "numbers.h", "bf16.h", "sparse.h", "bernoulli.h", "tiles.h"),
-    *("native.h", "native_forward.h", "native_backward.h", "native.cpp"),
+    *("activations.h", "rules.h", "native.h", "native_forward.h", "native_backward.h"),
+    "native.cpp",
 )
 # As the kernel numbers them.
-_ACTIVATIONS = {"relu": 0, "leaky_relu": 1, "tanh": 2, "sigmoid": 3, "softplus": 4, "elu": 5}
+_ACTIVATIONS = {
+    "relu": 0, "leaky_relu": 1, "tanh": 2, "sigmoid": 3, "softplus": 4, "elu": 5, "silu": 6,
+    "gelu": 7,
+}  # fmt: skip
+_RULES = {"adam": 0, "adamw": 1, "adamax": 2, "adagrad": 3, "rmsprop": 4, "sgd": 5}
+# Which of an optimiser's memories is the kernel's first moment, and which its second.
+_FIRST, _SECOND = ("m", "momentum"), ("v", "sum")
 _SPREADS = {"plain": 0, "double": 1, "std_softplus": 2, "logvar_softplus": 3}
 _LIKELIHOODS = {"bernoulli": 0, "gaussian": 1}
 MOST_HIDDEN = 64
@@ -52,8 +59,20 @@ class _Layer(Structure):
         ("outputs", c_long),
         *((name, c_void_p) for name in ("weight", "bias", "weight_m", "weight_v")),
         *((name, c_void_p) for name in ("bias_m", "bias_v")),
+        ("pitch", c_long),
         ("activation", c_long),
         ("slope", c_double),
+        ("gate", c_long),
+    )
+
+
+class _Optimizer(Structure):
+    _fields_ = (
+        ("rule", c_long),
+        *((name, c_double) for name in ("eps", "beta1", "beta2", "weight_decay", "momentum")),
+        *((name, c_double) for name in ("clip_norm", "clip_value")),
+        ("step", c_void_p),
+        ("lr", c_void_p),
     )
 
 
@@ -61,12 +80,9 @@ class _Net(Structure):
     _fields_ = (
         *((name, c_long) for name in ("pixels", "latent", "encoders", "decoders", "labels")),
         ("layers", POINTER(_Layer)),
-        *((name, c_long) for name in ("logvar", "likelihood", "sparse", "bf16")),
-        *((name, c_double) for name in ("least_std", "sigma", "beta", "adam_eps")),
-        *((name, c_double) for name in ("beta1", "beta2", "weight_decay")),
-        ("decoupled", c_long),
-        ("step", c_void_p),
-        ("lr", c_void_p),
+        *((name, c_long) for name in ("gates", "logvar", "likelihood", "sparse", "bf16")),
+        *((name, c_double) for name in ("least_std", "lowest", "highest", "sigma", "beta")),
+        ("optimizer", _Optimizer),
     )
 
 
@@ -125,8 +141,8 @@ def _unknown(problem: Problem, chain: Chain | None, optimizer: OptimizerState) -
     """Name what the kernel does not know of a model of linear layers, if anything."""
     if chain is None:
         return (
-            "linear layers but in a chain, with ReLU, leaky ReLU, ELU, tanh, sigmoid or softplus "
-            "after each hidden one"
+            "linear layers but in a chain, with ReLU, leaky ReLU, ELU, SiLU, GELU, tanh, sigmoid, "
+            "softplus or a gate after each hidden one"
         )
     return unsupported(problem, chain, optimizer)
 
@@ -141,9 +157,9 @@ def _elsewhere(draft: Draft) -> str | None:
 def unsupported(problem: Problem, chain: Chain, optimizer: OptimizerState) -> str | None:
     """Name what of a problem with a fully connected network the kernel does not know, if anything.
 
-    It knows the ELBO of one z per image under N(0, I); Adam of all parameters, as float32; images
-    of uint8 or float32, on the CPU. The module may be anybody's, but nothing may listen to its
-    layers, which are not called.
+    It knows the ELBO of one z per image under N(0, I); the optimisers by name, of all parameters,
+    as float32; images of uint8 or float32, on the CPU. The module may be anybody's, but nothing may
+    listen to its layers, which are not called.
     """
     model, objective = problem.model, problem.objective
     if not objective.is_simple:
@@ -164,10 +180,10 @@ def unsupported(problem: Problem, chain: Chain, optimizer: OptimizerState) -> st
     whole = rows == sum(len(p) for p in params.values() if p.dim() == 1)
     if not plain or params.keys() != {id(p) for p in optimizer.params}:
         return "parameters that are frozen, or not plain float32"
-    if not whole or len(set(used)) != len(used) or len(layers) - 3 > MOST_HIDDEN:
+    if not whole or len(set(used)) != len(used) or len(layers) > MOST_HIDDEN:
         return "layers that share parameters, or so many"
-    if not optimizer.is_adam:
-        return "optimisers but its own Adam and AdamW, of gradients as they are"
+    if problem.given is not None:
+        return "an optimiser of the caller's"
     if has_hooks(list(params.values())) or not optimizer.even:
         return "hooks on gradients, or parameters updated more often than others"
     return None
@@ -210,10 +226,12 @@ class NativeEngine(StepEngine):
         bf16: bool,
     ) -> None:
         self.chain = chain
-        weight = chain.encoder[0].weight
         contexts: list[Context] = []
         if sparse:
-            contexts.append(LaidOut(optimizer.belonging_to(weight), COLUMNS))
+            first = chain.encoder[0]
+            weights = [layer.weight for layer in (first, first.gate) if layer]
+            for weight in {id(w): w for w in weights}.values():
+                contexts.append(LaidOut(optimizer.belonging_to(weight), COLUMNS))
         if chain.labels:
             contexts.append(self._labelled)
         super().__init__(problem, step, optimizer, contexts)
@@ -244,24 +262,9 @@ class NativeEngine(StepEngine):
 
     def _net(self) -> _Net:
         """Describe the model as it is now: tensors may have been given other memory."""
-        state, settings = self.optimizer, self.optimizer.settings
-        place = {id(p): i for i, p in enumerate(state.params)}
-
-        def addresses(layer: Linear) -> list[int]:
-            weight, bias = place[id(layer.weight)], place[id(layer.bias)]
-            tensors = [state.params[weight], state.params[bias]]
-            tensors += [kind[i] for i in (weight, bias) for kind in state.moments.values()]
-            # Of a head that is some rows of a layer: where those are. No other begins behind 0.
-            return [t.data_ptr() + layer.first * t[0].numel() * t.element_size() for t in tensors]
-
-        chain, layers = self.chain, self.chain.in_order()
-        described = (_Layer * len(layers))(
-            *(
-                _Layer(layer.inputs, layer.outputs, *addresses(layer), *_after(layer))
-                for layer in layers
-            )
-        )
-        objective = self.objective
+        chain, layers, objective = self.chain, self.chain.in_order(), self.objective
+        described = (_Layer * len(layers))(*(self._layer(layer) for layer in layers))
+        spread = chain.spread
         return _Net(
             chain.output.outputs,
             self.latent_dim,
@@ -269,19 +272,44 @@ class NativeEngine(StepEngine):
             len(chain.decoder),
             chain.labels,
             described,
-            _SPREADS[chain.spread.name],
+            len(chain.gates),
+            _SPREADS[spread.name],
             _LIKELIHOODS[objective.likelihood],
             self.sparse,
             self.bf16,
-            chain.spread.least,
+            spread.least,
+            spread.lowest,
+            spread.highest,
             objective.sigma,
             objective.beta if objective.weight is None else float(objective.weight),
-            settings.adam_eps,
-            *settings.adam_betas,
-            settings.weight_decay,
-            settings.name == "adamw",
-            state.step.data_ptr(),
-            state.lr.data_ptr(),
+            _rule(self.optimizer),
+        )
+
+    def _layer(self, layer: Linear) -> _Layer:
+        """Describe a layer: where it and its moments lie, and what follows it."""
+        state, chain = self.optimizer, self.chain
+        place = {id(p): i for i, p in enumerate(state.params)}
+        # Of a layer that is some rows of a parameter: where those are.
+        first = chain.encoder[0]
+        columns = self.sparse and (layer is first or layer is first.gate)
+
+        def addresses(param: Tensor, before: int) -> list[int]:
+            kept = [_moment(state, names, place[id(param)]) for names in (_FIRST, _SECOND)]
+            skipped = before * param.element_size()
+            return [0 if t is None else t.data_ptr() + skipped for t in (param, *kept)]
+
+        weight, *moments = addresses(layer.weight, layer.first * (1 if columns else layer.inputs))
+        bias, *others = addresses(layer.bias, layer.first)
+        pitch = len(layer.weight) if columns else layer.inputs
+        follows, order = layer.activation, chain.in_order()
+        gate = next((i for i, other in enumerate(order) if other is layer.gate), 0)
+        return _Layer(
+            layer.inputs,
+            layer.outputs,
+            *(weight, bias, *moments, *others),
+            pitch,
+            *((_ACTIVATIONS[follows.name], follows.slope) if follows else (0, 0.0)),
+            gate,
         )
 
     def run(self, order: Tensor, noise: Tensor) -> Sums:
@@ -305,7 +333,22 @@ class NativeEngine(StepEngine):
         return Sums(totals[0], totals[1], len(order))
 
 
-def _after(layer: Linear) -> tuple[int, float]:
-    """What follows a layer, as the kernel has it."""
-    follows = layer.activation
-    return (_ACTIVATIONS[follows.name], follows.slope) if follows else (0, 0.0)
+def _moment(state: OptimizerState, names: tuple[str, ...], place: int) -> Tensor | None:
+    """What an optimiser remembers of a parameter under one of these names, if anything."""
+    return next((state.moments[name][place] for name in names if name in state.moments), None)
+
+
+def _rule(state: OptimizerState) -> _Optimizer:
+    settings = state.settings
+    eps, (beta1, beta2) = settings.adam_eps, settings.adam_betas
+    if settings.name == "adagrad":
+        eps = ADAGRAD_EPS
+    elif settings.name == "rmsprop":
+        eps, beta2 = RMSPROP_EPS, RMSPROP_ALPHA
+    return _Optimizer(
+        _RULES[settings.name],
+        *(eps, beta1, beta2, settings.weight_decay, settings.momentum),
+        *(settings.clip_norm or 0.0, settings.clip_value or 0.0),
+        state.step.data_ptr(),
+        state.lr.data_ptr(),
+    )

@@ -1,13 +1,14 @@
 """Fully connected networks, read off what autograd recorded of them, however they are written.
 
 A kernel for whole steps needs to know every layer. Names and classes do not tell what a model
-computes; the graph of its ``encode`` and ``decode`` does: linear layers with an activation between
-each two, and two heads, be they two layers or the halves of one; logvar may be made of its head's
-output. Labels may stand behind the images' pixels and behind z. What the graph does not show, such
-as images that are scaled before the first layer, shows in the values: the layers that were found
-are run by themselves, and must give what the model gave.
+computes; the graph of its ``encode`` and ``decode`` does: linear layers with an activation or a
+gate, another layer's sigmoid, between each two, and two heads, be they two layers or the halves of
+one; logvar may be made of its head's output. Labels may stand behind the images' pixels and behind
+z. What the graph does not show, such as images that are scaled before the first layer, shows in the
+values: the layers that were found are run by themselves, and must give what the model gave.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -26,13 +27,14 @@ _VIEWS = ("View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze", "Alias")
 _PARTS = ("Split", "SplitWithSizes", "Slice", "Chunk")
 _ACTIVATIONS = {
     "Relu": "relu", "Tanh": "tanh", "LeakyRelu": "leaky_relu", "Sigmoid": "sigmoid",
-    "Softplus": "softplus", "Elu": "elu",
+    "Softplus": "softplus", "Elu": "elu", "Silu": "silu", "Gelu": "gelu",
 }  # fmt: skip
+_BY_VALUE = ("relu", "tanh", "leaky_relu", "sigmoid", "softplus", "elu")  # may have a gate
 # Those that make logvar of a head's output.
-_OF_A_SPREAD = ("Mul", "Log", "Abs", "Exp", "Softplus", "Add", "Pow")
+_OF_A_SPREAD = ("Mul", "Log", "Abs", "Exp", "Softplus", "Add", "Pow", "Hardtanh", "Clamp")
 CLOSE = 1e-4
 # What is added to a head's biases, to see what is made of its output far from where it is.
-SHIFTS = (-40.0, -14.0, -7.0, 0.0, 10.0)
+SHIFTS = (-40.0, -14.0, -7.0, 0.0, 10.0, 40.0)
 
 
 class Activation(NamedTuple):
@@ -45,17 +47,30 @@ class Activation(NamedTuple):
         """Element by element."""
         if self.name in ("leaky_relu", "elu"):
             return getattr(F, self.name)(x, self.slope)  # type: ignore[no-any-return]
-        return F.softplus(x) if self.name == "softplus" else getattr(torch, self.name)(x)
+        where = F if self.name in ("softplus", "silu", "gelu") else torch
+        return getattr(where, self.name)(x)  # type: ignore[no-any-return]
+
+
+UNCHANGED = Activation("leaky_relu", 1.0)
 
 
 class Spread(NamedTuple):
-    """What makes logvar of its head's output; ``least`` is the least standard deviation."""
+    """What makes logvar of its head's output.
+
+    ``least`` is what is added to a standard deviation; logvar is cut off at ``lowest`` and
+    ``highest``.
+    """
 
     name: str = "plain"
     least: float = 0.0
+    lowest: float = -math.inf
+    highest: float = math.inf
 
     def __call__(self, h: Tensor) -> Tensor:
         """Element by element."""
+        return self._free(h).clamp(self.lowest, self.highest)
+
+    def _free(self, h: Tensor) -> Tensor:
         if self.name == "std_softplus":
             return 2 * torch.log(F.softplus(h) + self.least)
         if self.name == "logvar_softplus":
@@ -66,7 +81,8 @@ class Spread(NamedTuple):
 class Linear(NamedTuple):
     """x W^T + b, with W and b the rows from ``first`` on of two parameters.
 
-    ``activation`` is what follows, of a hidden layer.
+    ``activation`` is what follows, of a hidden layer; then a gate, if there is one: the values are
+    multiplied by the sigmoid of that layer's.
     """
 
     weight: Tensor
@@ -74,6 +90,7 @@ class Linear(NamedTuple):
     first: int
     outputs: int
     activation: Activation | None = None
+    gate: "Linear | None" = None
 
     @property
     def inputs(self) -> int:
@@ -97,9 +114,14 @@ class Chain(NamedTuple):
     spread: Spread
     labels: int = 0
 
+    @property
+    def gates(self) -> list[Linear]:
+        """Those of the hidden layers that have one."""
+        return [layer.gate for layer in (*self.encoder, *self.decoder) if layer.gate]
+
     def in_order(self) -> list[Linear]:
-        """All of them, in the order of the computation."""
-        return [*self.encoder, self.mu, self.logvar, *self.decoder, self.output]
+        """All of them, in the order of the computation; then the gates."""
+        return [*self.encoder, self.mu, self.logvar, *self.decoder, self.output, *self.gates]
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Give (mu, logvar), (B, Z), for x (B, D), and the label behind it if there is one."""
@@ -113,7 +135,8 @@ class Chain(NamedTuple):
     def _through(self, layers: list[Linear], x: Tensor) -> Tensor:
         for layer in layers:
             assert layer.activation
-            x = layer.activation(layer(x))
+            values = layer.activation(layer(x))
+            x = values * torch.sigmoid(layer.gate(x)) if layer.gate else values
         return x
 
 
@@ -188,15 +211,23 @@ def _spread(
             shown.append((head, vae.encode(x, *y)[1]))
     finally:
         layer.bias.copy_(before)
-    least = float(torch.exp(shown[0][1].flatten()[0] / 2))
-    least = 0.0 if least < 1e-12 else least
+    lowest, highest = (_constant(logvar) for logvar in (shown[0][1], shown[-1][1]))
+    least = math.exp(lowest / 2) if lowest else 0.0
+    limits = (-math.inf if lowest is None else lowest, math.inf if highest is None else highest)
     for spread in (
         *(Spread(name) for name in ("plain", "double", "std_softplus", "logvar_softplus")),
-        Spread("std_softplus", least),
+        *(Spread(name, 0.0, *limits) for name in ("plain", "double")),
+        Spread("std_softplus", 0.0 if least < 1e-12 else least),
     ):
         if all(_alike(spread(head), logvar) for head, logvar in shown):
             return spread
     raise _Other
+
+
+def _constant(logvar: Tensor) -> float | None:
+    """The number that all of it is, if it is one."""
+    low, high = float(logvar.min()), float(logvar.max())
+    return low if high - low <= 1e-5 * abs(low) else None
 
 
 def _chain(mu: Tensor, logvar: Tensor, output: Tensor, z: Tensor) -> Chain:
@@ -252,13 +283,15 @@ def _heads(mu: Tensor, logvar: Tensor) -> tuple[tuple[Linear, Linear], Edge]:
     return (first, (plain or rest)[0]), found[0][1]
 
 
-def _part(head: Tensor, layers: list[Linear], given: Tensor) -> Linear:
+def _part(
+    head: Tensor, layers: list[Linear], given: Tensor, activation: Activation = UNCHANGED
+) -> Linear:
     """Which rows of a layer, or of several side by side, give a head."""
     width = head.shape[1]
     for layer in layers:
         for first in range(0, layer.outputs - width + 1, width):
             part = layer._replace(first=first, outputs=width)
-            if _alike(part(given), head):
+            if _alike(activation(part(given)), head):
                 return part
     raise _Other
 
@@ -304,16 +337,65 @@ def _hidden(edge: Edge, z: Tensor | None = None) -> tuple[list[Linear], Any]:
             node = _past(edge, _VIEWS)[0]
         if node is None or (z is not None and getattr(node, "variable", None) is z):
             return found[::-1], None if (node is None) is (z is None) else node
-        (layer, *more), edge = _linear(node.next_functions[0])
-        if more:
+        layer, edge = _gated(node) or _followed((node, 0))
+        found.append(layer)
+
+
+def _followed(edge: Edge) -> tuple[Linear, Edge]:
+    """A layer with an activation, and what it takes."""
+    node = _past(edge, _VIEWS)[0]
+    (layer, *more), below = _linear(node.next_functions[0])
+    if more:
+        raise _Other
+    return layer._replace(activation=_activation(node)), below
+
+
+def _gated(node: Any) -> tuple[Linear, Edge] | None:
+    """A layer with a gate, and what both take; None if this is nothing of the kind."""
+    if _name(node) == "Glu":
+        (layer, *more), below = _linear(node.next_functions[0])
+        half = layer.outputs // 2
+        if more or node._saved_dim not in (1, 2**64 - 1):
             raise _Other
-        found.append(layer._replace(activation=_activation(node)))
+        gate = layer._replace(first=half, outputs=half)
+        return layer._replace(outputs=half, activation=UNCHANGED, gate=gate), below
+    if _name(node) != "Mul":
+        return None
+    values = node._saved_self, node._saved_other
+    factors = [
+        _factor(edge, value) for edge, value in zip(node.next_functions, values, strict=True)
+    ]
+    # Of two that end in a sigmoid either may be called the gate.
+    factors.sort(key=lambda factor: factor[0].activation == Activation("sigmoid"))
+    (layer, below), (gate, same) = factors
+    if gate.activation != Activation("sigmoid") or below != same:
+        raise _Other
+    if layer.activation is None or layer.activation.name not in _BY_VALUE:
+        raise _Other
+    return layer._replace(gate=gate._replace(activation=None)), below
+
+
+def _factor(edge: Edge, value: Tensor | None) -> tuple[Linear, Edge]:
+    """A layer, or some rows of one, that gives one factor of a product; and what it takes."""
+    edge = _past(edge, _VIEWS)
+    activation = UNCHANGED
+    if _name(edge[0]) in _ACTIVATIONS:
+        activation, edge = _activation(edge[0]), edge[0].next_functions[0]
+    layers, below = _linear(_past(edge, (*_VIEWS, *_PARTS)))
+    if value is None or value.dim() != 2:
+        raise _Other
+    given = _past(edge, (*_VIEWS, *_PARTS))[0]._saved_mat1
+    with torch.no_grad():
+        layer = _part(value, layers, given, activation)
+    return layer._replace(activation=activation), below
 
 
 def _activation(node: Any) -> Activation:
     """What a node undoes."""
     name = _ACTIVATIONS.get(_name(node))
     if name == "softplus" and (node._saved_beta, node._saved_threshold) != (1, 20):
+        raise _Other
+    if name == "gelu" and node._saved_approximate != "none":
         raise _Other
     if name == "elu" and (node._saved_scale, node._saved_input_scale) != (1, 1):
         raise _Other
