@@ -27,7 +27,7 @@ data.images data.idx data.arrays data.files data.download data.strokes data.mnis
     models.adapt.ways models.adapt.trial models.adapt.encoding models.adapt.decoding
     models.adapt problem
 reference fast.layout fast.optimizer fast.given fast.step fast.stream fast.parallel fast.admit
-    fast.draft fast.capture fast.threads fast.kernels.nonzero fast.kernels.triton_tiles
+    fast.draft fast.crew fast.capture fast.threads fast.kernels.nonzero fast.kernels.triton_tiles
     fast.kernels.triton_update fast.kernels.triton_kernels fast.kernels.triton_step
     fast.flush_denormal fast.tf32 fast.amp fast.products.operators fast.products.layers
     fast.products.choice fast.joint_update fast.products fast.batch_norm fast.triton
@@ -81,7 +81,7 @@ def _imports(path: Path) -> set[str]:
 
 INSIDE = sorted(name.removesuffix(".__init__") for name in MODULES if name != "__init__")
 # What techniques have in common; they do not know each other.
-SHARED = ("register", "step", "optimizer", "layout", "admit", "draft", "capture")
+SHARED = ("register", "step", "optimizer", "layout", "admit", "draft", "crew", "capture")
 EMPTY = {
     "cli",
     "data",

@@ -4,7 +4,7 @@ The order of the images and the noise are drawn outside and handed in, so every 
 same images in the same order with the same noise, and two engines differ by rounding alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
@@ -39,6 +39,10 @@ class Engine(Protocol):
     @property
     def steps_at_once(self) -> int:
         """Steps that it likes to be handed at once, or a multiple of them; any number will do."""
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """Lines on what it found out while it trained."""
 
     def set_lr(self, lr: float) -> None:
         """Use this learning rate from the next step on."""

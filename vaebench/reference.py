@@ -46,6 +46,7 @@ class ReferenceEngine:
     """
 
     steps_at_once = 1
+    remarks = ()
 
     def __init__(
         self,

@@ -128,6 +128,11 @@ class StepEngine:
         """Steps are run one by one."""
         return 1
 
+    @property
+    def remarks(self) -> Sequence[str]:
+        """Nothing is found out while steps are run one by one."""
+        return ()
+
     def set_lr(self, lr: float) -> None:
         """Use this learning rate from the next step on."""
         self.optimizer.set_lr(lr)

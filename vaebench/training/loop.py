@@ -116,6 +116,7 @@ class Loop:
                     callback.on_epoch(self.running, record)
         if self.average:
             self.average.show()
+        history.notes += self.follower.engine.remarks
         history.notes += _disturbed(waited_seconds() - waited, history.seconds["train"] - trained)
         for callback in plan.callbacks:
             callback.on_end(self.running)

@@ -13,7 +13,7 @@ It is C++, built in seconds when it is first used; the CPU only.
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from ctypes import POINTER, Structure, byref, c_double, c_long, c_void_p
 from functools import cache
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from vaebench.engine import Sums
 from vaebench.errors import InputError
 from vaebench.fast.admit import Verdict
+from vaebench.fast.crew import TRIAL, Crew
 from vaebench.fast.draft import Draft, Offer
 from vaebench.fast.kernels.nonzero import dark
 from vaebench.fast.layout import COLUMNS, LaidOut
@@ -244,6 +245,7 @@ class NativeEngine(StepEngine):
         floats = _kernel().vaebench_native_workspace(byref(self._net()), self.batch_size)
         workspace = torch.zeros(floats + ALIGNMENT // 4)
         self.workspace = workspace[-workspace.data_ptr() % ALIGNMENT // 4 :]
+        self.crew = Crew(torch.get_num_threads())
 
     @contextlib.contextmanager
     def _labelled(self) -> Iterator[None]:
@@ -312,6 +314,21 @@ class NativeEngine(StepEngine):
             gate,
         )
 
+    def warm_up(self) -> None:
+        """See :meth:`vaebench.engine.Engine.warm_up`; find out how many threads are fastest."""
+        super().warm_up()
+        images = min(TRIAL * self.batch_size, len(self.images))
+        order, noise = torch.arange(images), self.no_noise(images)
+        with self.unchanged(), self.training():
+            for _ in self.crew.sizes:
+                self.run(order, noise)
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """See :meth:`vaebench.engine.Engine.remarks`."""
+        remark = self.crew.remark()
+        return (remark,) if remark else ()
+
     def run(self, order: Tensor, noise: Tensor) -> Sums:
         """Train on the images at ``order``; see :meth:`vaebench.engine.Engine.epoch`."""
         totals = torch.zeros(2, dtype=torch.float64)
@@ -321,15 +338,21 @@ class NativeEngine(StepEngine):
             raise IndexError(f"order must be of indices from 0 to {len(self.images) - 1}")
         if noise.shape != (len(order), self.latent_dim) or noise.dtype != torch.float32:
             raise ValueError(f"noise must be float32 of {len(order)} x {self.latent_dim}")
-        _kernel().vaebench_native_steps(
-            byref(self._net()),
-            self.workspace.data_ptr(),
-            self.batch_size,
-            len(order),
-            self.images.element_size(),
-            *(t.data_ptr() for t in (self.inputs, order, noise, totals)),
-            torch.get_num_threads(),
-        )
+        net, size = self._net(), self.batch_size
+
+        def steps(first: int, count: int, threads: int) -> None:
+            part = slice(first * size, (first + count) * size)
+            _kernel().vaebench_native_steps(
+                byref(net),
+                self.workspace.data_ptr(),
+                size,
+                len(order[part]),
+                self.images.element_size(),
+                *(t.data_ptr() for t in (self.inputs, order[part], noise[part], totals)),
+                threads,
+            )
+
+        self.crew.run(-(-len(order) // size), steps)
         return Sums(totals[0], totals[1], len(order))
 
 
