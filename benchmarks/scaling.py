@@ -127,15 +127,13 @@ def law(name: str, rows: Sequence[Mapping[str, Any]], powers: Sequence[int]) -> 
 
 
 def line(row: Mapping[str, Any]) -> str:
-    """A point in a line of a table."""
-    rates = [
-        f"{row['batch'] / row['seconds_per_step'][who]['median']:,.0f}"
-        for who in ("plain", "vaebench")
-    ]
+    """A point in words."""
+    rates = [row["batch"] / row["seconds_per_step"][who]["median"] for who in ("plain", "vaebench")]
     ratio = "{median:.2f} ({low:.2f} to {high:.2f})".format(**row["ratio"])
-    engine = ", ".join(row["engine"]) or "plain step"
-    cells = [row["axis"], f"{row['value']:g}", *rates, ratio, engine]
-    return f"| {' | '.join(cells)} |"
+    return (
+        f"{row['axis']} {row['value']:g}: {rates[0]:,.0f} images/s by a plain loop, "
+        f"{rates[1]:,.0f} by vaebench, {ratio} times; {', '.join(row['engine']) or 'plain step'}"
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -159,8 +157,7 @@ def main(argv: list[str]) -> int:
         **described(words.device, load_data(words.data, 1, 1).name, command),
     }
     rows: list[dict[str, Any]] = []
-    show("| axis | value | plain images/s | vaebench images/s | ratio | engine |")
-    show("|---|--:|--:|--:|--:|---|")
+    laws: list[str] = []
     for name in words.axes:
         axis = AXES[name]
         for value in axis.values:
@@ -170,8 +167,11 @@ def main(argv: list[str]) -> int:
             rows.append({"axis": name, "value": value, **run_apart(work, *settings)})
             show(line(rows[-1]))
             if words.out:
-                store(words.out, {**record, "rows": rows})
-        show(law(name, [row for row in rows if row["axis"] == name], axis.powers))
+                store(words.out, {**record, "rows": rows, "laws": laws})
+        laws.append(law(name, [row for row in rows if row["axis"] == name], axis.powers))
+        show(laws[-1])
+    if words.out:
+        store(words.out, {**record, "rows": rows, "laws": laws})
     slower = [f"{r['axis']} {r['value']:g}" for r in rows if r["ratio"]["high"] < 1]
     show(f"slower than a plain loop: {', '.join(slower) or 'nowhere'}")
     return int(bool(slower))

@@ -24,6 +24,7 @@ from report_tables import (
     peers,
     records,
     releases,
+    scaling,
     startup,
 )
 from report_words import Result, Results
@@ -68,6 +69,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "records": records,
     "likelihoods": likelihoods,
     "releases": releases,
+    "scaling": scaling,
     "cuda": cuda,
 }
 MARKED = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- /table:\2 -->)", re.S)

@@ -232,3 +232,25 @@ def releases(results: Results) -> str:
 
 def _rates(row: Result) -> list[str]:
     return [rate(row["images_per_second"]), times(row["ratio"])]
+
+
+def scaling(results: Results) -> str:
+    """Rates over sizes, by ``benchmarks.scaling``, and a law for each."""
+    result = results.get("scaling")
+    if result is None:
+        return NOT_YET
+    heads = ["size", "plain loop, images/s", "vaebench, images/s", "× (interval)", "techniques"]
+    rows = [
+        [
+            f"{row['axis']} {row['value']:g}",
+            *(
+                f"{row['batch'] / row['seconds_per_step'][who]['median']:,.0f}"
+                for who in ("plain", "vaebench")
+            ),
+            times(row["ratio"]),
+            ", ".join(row["engine"]) or "none",
+        ]
+        for row in result["rows"]
+    ]
+    laws = "\n".join(f"- {law}" for law in result["laws"])
+    return f"{table(heads, rows)}\n\n{laws}{source(result, 'Medians of turns.')}"

@@ -28,7 +28,8 @@ from vaebench.fast.crew import TRIAL, Crew
 from vaebench.fast.draft import Draft, Offer
 from vaebench.fast.kernels.nonzero import dark
 from vaebench.fast.layout import COLUMNS, LaidOut
-from vaebench.fast.native.chain import Chain, Linear, as_numbers, read
+from vaebench.fast.native.chain import as_numbers, read
+from vaebench.fast.native.layers import Chain, Linear
 from vaebench.fast.optimizer import ADAGRAD_EPS, RMSPROP_ALPHA, RMSPROP_EPS, OptimizerState
 from vaebench.fast.step import Context, Step, StepEngine, has_hooks
 from vaebench.models.protocol import is_altered

@@ -10,12 +10,13 @@ values: the layers that were found are run by themselves, and must give what the
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vaebench.fast.native.layers import UNCHANGED, Activation, Chain, Linear, Spread
 from vaebench.models.snapshot import untouched
 from vaebench.problem import Problem
 
@@ -35,109 +36,6 @@ _OF_A_SPREAD = ("Mul", "Log", "Abs", "Exp", "Softplus", "Add", "Pow", "Hardtanh"
 CLOSE = 1e-4
 # What is added to a head's biases, to see what is made of its output far from where it is.
 SHIFTS = (-40.0, -14.0, -7.0, 0.0, 10.0, 40.0)
-
-
-class Activation(NamedTuple):
-    """A name in ``torch.nn.functional``; the slope below 0 of a leaky one, ELU's alpha."""
-
-    name: str
-    slope: float = 0.0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Element by element."""
-        if self.name in ("leaky_relu", "elu"):
-            return getattr(F, self.name)(x, self.slope)  # type: ignore[no-any-return]
-        where = F if self.name in ("softplus", "silu", "gelu") else torch
-        return getattr(where, self.name)(x)  # type: ignore[no-any-return]
-
-
-UNCHANGED = Activation("leaky_relu", 1.0)
-
-
-class Spread(NamedTuple):
-    """What makes logvar of its head's output.
-
-    ``least`` is what is added to a standard deviation; logvar is cut off at ``lowest`` and
-    ``highest``.
-    """
-
-    name: str = "plain"
-    least: float = 0.0
-    lowest: float = -math.inf
-    highest: float = math.inf
-
-    def __call__(self, h: Tensor) -> Tensor:
-        """Element by element."""
-        return self._free(h).clamp(self.lowest, self.highest)
-
-    def _free(self, h: Tensor) -> Tensor:
-        if self.name == "std_softplus":
-            return 2 * torch.log(F.softplus(h) + self.least)
-        if self.name == "logvar_softplus":
-            return F.softplus(h)
-        return 2 * h if self.name == "double" else h
-
-
-class Linear(NamedTuple):
-    """x W^T + b, with W and b the rows from ``first`` on of two parameters.
-
-    ``activation`` is what follows, of a hidden layer; then a gate, if there is one: the values are
-    multiplied by the sigmoid of that layer's.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    first: int
-    outputs: int
-    activation: Activation | None = None
-    gate: "Linear | None" = None
-
-    @property
-    def inputs(self) -> int:
-        """Columns of W."""
-        return self.weight.shape[1]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(B, inputs) -> (B, outputs)."""
-        rows = slice(self.first, self.first + self.outputs)
-        return F.linear(x, self.weight[rows], self.bias[rows])
-
-
-class Chain(NamedTuple):
-    """The layers of a fully connected VAE, and how many numbers of a label they take too."""
-
-    encoder: list[Linear]
-    mu: Linear
-    logvar: Linear
-    decoder: list[Linear]
-    output: Linear
-    spread: Spread
-    labels: int = 0
-
-    @property
-    def gates(self) -> list[Linear]:
-        """Those of the hidden layers that have one."""
-        return [layer.gate for layer in (*self.encoder, *self.decoder) if layer.gate]
-
-    def in_order(self) -> list[Linear]:
-        """All of them, in the order of the computation; then the gates."""
-        return [*self.encoder, self.mu, self.logvar, *self.decoder, self.output, *self.gates]
-
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Give (mu, logvar), (B, Z), for x (B, D), and the label behind it if there is one."""
-        hidden = self._through(self.encoder, x)
-        return self.mu(hidden), self.spread(self.logvar(hidden))
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Give the output, (B, D), for z (B, Z), and the label behind it if there is one."""
-        return self.output(self._through(self.decoder, z))
-
-    def _through(self, layers: list[Linear], x: Tensor) -> Tensor:
-        for layer in layers:
-            assert layer.activation
-            values = layer.activation(layer(x))
-            x = values * torch.sigmoid(layer.gate(x)) if layer.gate else values
-        return x
 
 
 class _Other(Exception):
@@ -207,7 +105,7 @@ def _spread(
     try:
         for shift in SHIFTS:
             layer.bias[rows] = before[rows] + shift
-            head = layer(chain._through(chain.encoder, given))
+            head = layer(chain.through(chain.encoder, given))
             shown.append((head, vae.encode(x, *y)[1]))
     finally:
         layer.bias.copy_(before)
