@@ -31,7 +31,8 @@ reference fast.layout fast.optimizer fast.given fast.step fast.stream fast.paral
     fast.kernels.triton_update fast.kernels.triton_kernels fast.kernels.triton_step
     fast.flush_denormal fast.tf32 fast.amp fast.products.operators fast.products.layers
     fast.products.choice fast.joint_update fast.products fast.batch_norm fast.triton
-    fast.native.layers fast.native.chain fast.native fast.sparse fast.fused_likelihood
+    fast.native.layers fast.native.kernel fast.native.chain fast.native
+    fast.native.score fast.sparse fast.fused_likelihood
     fast.compile fast.graph fast.build
 evaluation
 training.history training.schedules training.average training.state training.divergence

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tests.tiers import first
 from vaebench import VAE, fit
-from vaebench.fast import fused_likelihood, native, sparse
+from vaebench.fast import fused_likelihood, sparse
+from vaebench.fast.native.kernel import kernel as native_kernel
 from vaebench.system import toolchain
 from vaebench.system.toolchain import CompileError, load_kernels
 
@@ -24,7 +25,7 @@ LIKELIHOOD = ("vectors.h", "bernoulli.h", "fused_likelihood.cpp")
 @pytest.fixture(autouse=True)
 def _as_in_a_new_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing is built or loaded yet."""
-    loaded = (load_kernels, native._kernel, sparse._kernel, fused_likelihood._kernel)
+    loaded = (load_kernels, native_kernel, sparse._kernel, fused_likelihood._kernel)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     for kernel in loaded:
         kernel.cache_clear()

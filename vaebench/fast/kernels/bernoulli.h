@@ -29,6 +29,12 @@ struct Bernoulli {
     product = (vec)((bits & 0x007fffff) | 0x3f800000);
   }
 
+  // Of one lane, after count_exponent.
+  double value_of(long lane) const {
+    constexpr double LN2 = 0.6931471805599453;
+    return linear[lane] - LN2 * exponent[lane] - std::log((double)product[lane]);
+  }
+
   double value() {
     constexpr double LN2 = 0.6931471805599453;
     count_exponent();

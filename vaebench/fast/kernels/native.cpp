@@ -127,3 +127,18 @@ extern "C" void vaebench_native_steps(const Net* net, float* workspace, long bat
     Steps<float>(*net, batch, workspace)
         .run(images, batch, (const float*)data, index, noise, totals, threads);
 }
+
+// Floats that a thread needs to score.
+extern "C" long vaebench_native_score_workspace(const Net* net) {
+  return Scores<float>(*net).workspace();
+}
+
+// recon (rows) = log p(x|z) of z (rows, inputs of the decoder), for pixels (blocks, pixels, ROWS).
+extern "C" void vaebench_native_scores(const Net* net, float* workspace, long rows, long bytes,
+                                       const void* pixels, const float* z, float* recon,
+                                       long threads) {
+  if (bytes == 1)
+    Scores<uint8_t>(*net).run(rows, (const uint8_t*)pixels, z, recon, workspace, threads);
+  else
+    Scores<float>(*net).run(rows, (const float*)pixels, z, recon, workspace, threads);
+}

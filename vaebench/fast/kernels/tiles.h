@@ -101,22 +101,35 @@ void multiply(const Factors& f, Tile& tile, bool add, Prefetch& prefetch) {
   multiply<false>(f, tile, add, prefetch);
 }
 
-// A product of (rows, vectors), or the sum of several, tile by tile: `finish` takes each; `next`
-// names memory that the tiles from a row on will want. For all threads of a team; they do not wait
-// for each other at the end. A thread has the same rows every time: they are in its own cache.
+// The tiles of some rows of a product of (rows, vectors), or of the sum of several: `finish` takes
+// each.
+template <class Finish>
+void product_of_rows(long row, long rows, long vectors, const Terms& terms, Prefetch prefetch,
+                     Finish finish) {
+  Tile tile;
+  tile.row = row, tile.rows = min(M, rows - row);
+  for (long n = 0; n < vectors; n += N) {
+    tile.vector = n, tile.vectors = min(N, vectors - n);
+    for (const Factors& term : terms) multiply(term, tile, &term != terms.begin(), prefetch);
+    finish(tile);
+  }
+}
+
+// A whole product; `next` names memory that the tiles from a row on will want. For all threads of a
+// team; they do not wait for each other at the end. A thread has the same rows every time: they are
+// in its own cache.
 template <class Next, class Finish>
 void product(long rows, long vectors, const Terms& terms, Next next, Finish finish) {
 #pragma omp for schedule(static) nowait
-  for (long row = 0; row < rows; row += M) {
-    Tile tile;
-    tile.row = row, tile.rows = min(M, rows - row);
-    Prefetch prefetch = next(row + M);
-    for (long n = 0; n < vectors; n += N) {
-      tile.vector = n, tile.vectors = min(N, vectors - n);
-      for (const Factors& term : terms) multiply(term, tile, &term != terms.begin(), prefetch);
-      finish(tile);
-    }
-  }
+  for (long row = 0; row < rows; row += M)
+    product_of_rows(row, rows, vectors, terms, next(row + M), finish);
+}
+
+// The same, for one thread.
+template <class Finish>
+void product_alone(long rows, long vectors, const Terms& terms, Finish finish) {
+  for (long row = 0; row < rows; row += M)
+    product_of_rows(row, rows, vectors, terms, Prefetch(), finish);
 }
 
 inline Prefetch no_prefetch(long) { return {}; }

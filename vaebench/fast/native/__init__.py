@@ -14,9 +14,7 @@ It is C++, built in seconds when it is first used; the CPU only.
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from ctypes import POINTER, Structure, byref, c_double, c_long, c_void_p
-from functools import cache
-from typing import Any
+from ctypes import byref
 
 import torch
 from torch import Tensor, nn
@@ -29,75 +27,18 @@ from vaebench.fast.draft import Draft, Offer
 from vaebench.fast.kernels.nonzero import dark
 from vaebench.fast.layout import COLUMNS, LaidOut
 from vaebench.fast.native.chain import as_numbers, read
-from vaebench.fast.native.layers import Chain, Linear
+from vaebench.fast.native.kernel import ALIGNMENT, LIKELIHOODS, RULES, Net, Optimizer, describe
+from vaebench.fast.native.kernel import kernel as _kernel
+from vaebench.fast.native.layers import Chain
 from vaebench.fast.optimizer import ADAGRAD_EPS, RMSPROP_ALPHA, RMSPROP_EPS, OptimizerState
 from vaebench.fast.step import Context, Step, StepEngine, has_hooks
 from vaebench.models.protocol import is_altered
 from vaebench.problem import Problem
-from vaebench.system.toolchain import CompileError, load_kernels
+from vaebench.system.toolchain import CompileError
 
-SOURCES = (
-    *("vectors.h", "numbers.h", "bf16.h", "sparse.h", "bernoulli.h", "tiles.h"),
-    *("activations.h", "rules.h", "native.h", "native_forward.h", "native_backward.h"),
-    "native.cpp",
-)
-# As the kernel numbers them.
-_ACTIVATIONS = {
-    "relu": 0, "leaky_relu": 1, "tanh": 2, "sigmoid": 3, "softplus": 4, "elu": 5, "silu": 6,
-    "gelu": 7,
-}  # fmt: skip
-_RULES = {"adam": 0, "adamw": 1, "adamax": 2, "adagrad": 3, "rmsprop": 4, "sgd": 5}
+MOST_HIDDEN = 64
 # Which of an optimiser's memories is the kernel's first moment, and which its second.
 _FIRST, _SECOND = ("m", "momentum"), ("v", "sum")
-_SPREADS = {"plain": 0, "double": 1, "std_softplus": 2, "logvar_softplus": 3}
-_LIKELIHOODS = {"bernoulli": 0, "gaussian": 1}
-MOST_HIDDEN = 64
-ALIGNMENT = 64  # bytes, a line of the cache
-
-
-class _Layer(Structure):
-    _fields_ = (
-        ("inputs", c_long),
-        ("outputs", c_long),
-        *((name, c_void_p) for name in ("weight", "bias", "weight_m", "weight_v")),
-        *((name, c_void_p) for name in ("bias_m", "bias_v")),
-        ("pitch", c_long),
-        ("activation", c_long),
-        ("slope", c_double),
-        ("gate", c_long),
-    )
-
-
-class _Optimizer(Structure):
-    _fields_ = (
-        ("rule", c_long),
-        *((name, c_double) for name in ("eps", "beta1", "beta2", "weight_decay", "momentum")),
-        *((name, c_double) for name in ("clip_norm", "clip_value")),
-        ("step", c_void_p),
-        ("lr", c_void_p),
-    )
-
-
-class _Net(Structure):
-    _fields_ = (
-        *((name, c_long) for name in ("pixels", "latent", "encoders", "decoders", "labels")),
-        ("layers", POINTER(_Layer)),
-        *((name, c_long) for name in ("gates", "logvar", "likelihood", "sparse", "bf16")),
-        *((name, c_double) for name in ("least_std", "lowest", "highest", "sigma", "beta")),
-        ("optimizer", _Optimizer),
-    )
-
-
-@cache
-def _kernel() -> Any:
-    """Load native.cpp."""
-    library = load_kernels(*SOURCES)
-    library.vaebench_native_bf16.restype = c_long
-    library.vaebench_native_workspace.argtypes = [c_void_p, c_long]
-    library.vaebench_native_workspace.restype = c_long
-    pointers, counts = [c_void_p] * 2, [c_long] * 3
-    library.vaebench_native_steps.argtypes = [*pointers, *counts, *[c_void_p] * 4, c_long]
-    return library
 
 
 def supports_bf16() -> bool:
@@ -166,7 +107,7 @@ def unsupported(problem: Problem, chain: Chain, optimizer: OptimizerState) -> st
     model, objective = problem.model, problem.objective
     if not objective.is_simple:
         return "objectives of several samples, or with free bits"
-    if objective.likelihood not in _LIKELIHOODS or getattr(problem.vae, "mixture_prior", None):
+    if objective.likelihood not in LIKELIHOODS or getattr(problem.vae, "mixture_prior", None):
         return "such a likelihood or prior"
     if problem.device.type != "cpu" or problem.images.dtype not in (torch.uint8, torch.float32):
         return "such images"
@@ -263,57 +204,20 @@ class NativeEngine(StepEngine):
         self.inputs[:, -width:] = numbers.mul(255) if self.images.dtype == torch.uint8 else numbers
         yield
 
-    def _net(self) -> _Net:
+    def _net(self) -> Net:
         """Describe the model as it is now: tensors may have been given other memory."""
-        chain, layers, objective = self.chain, self.chain.in_order(), self.objective
-        described = (_Layer * len(layers))(*(self._layer(layer) for layer in layers))
-        spread = chain.spread
-        return _Net(
-            chain.output.outputs,
-            self.latent_dim,
-            len(chain.encoder),
-            len(chain.decoder),
-            chain.labels,
-            described,
-            len(chain.gates),
-            _SPREADS[spread.name],
-            _LIKELIHOODS[objective.likelihood],
-            self.sparse,
-            self.bf16,
-            spread.least,
-            spread.lowest,
-            spread.highest,
-            objective.sigma,
-            objective.beta if objective.weight is None else float(objective.weight),
-            _rule(self.optimizer),
-        )
-
-    def _layer(self, layer: Linear) -> _Layer:
-        """Describe a layer: where it and its moments lie, and what follows it."""
-        state, chain = self.optimizer, self.chain
+        state = self.optimizer
         place = {id(p): i for i, p in enumerate(state.params)}
-        # Of a layer that is some rows of a parameter: where those are.
-        first = chain.encoder[0]
-        columns = self.sparse and (layer is first or layer is first.gate)
 
-        def addresses(param: Tensor, before: int) -> list[int]:
-            kept = [_moment(state, names, place[id(param)]) for names in (_FIRST, _SECOND)]
-            skipped = before * param.element_size()
-            return [0 if t is None else t.data_ptr() + skipped for t in (param, *kept)]
+        def memory(param: Tensor) -> list[Tensor | None]:
+            return [
+                param,
+                *(_moment(state, names, place[id(param)]) for names in (_FIRST, _SECOND)),
+            ]
 
-        weight, *moments = addresses(layer.weight, layer.first * (1 if columns else layer.inputs))
-        bias, *others = addresses(layer.bias, layer.first)
-        pitch = len(layer.weight) if columns else layer.inputs
-        follows, order = layer.activation, chain.in_order()
-        gate = next((i for i, other in enumerate(order) if other is layer.gate), 0)
-        return _Layer(
-            layer.inputs,
-            layer.outputs,
-            *(weight, bias, *moments, *others),
-            pitch,
-            *((_ACTIVATIONS[follows.name], follows.slope) if follows else (0, 0.0)),
-            gate,
-        )
+        described = describe(self.chain, self.objective, memory, sparse=self.sparse, bf16=self.bf16)
+        described.optimizer = _rule(state)
+        return described
 
     def warm_up(self) -> None:
         """See :meth:`vaebench.engine.Engine.warm_up`; find out how many threads are fastest."""
@@ -362,15 +266,15 @@ def _moment(state: OptimizerState, names: tuple[str, ...], place: int) -> Tensor
     return next((state.moments[name][place] for name in names if name in state.moments), None)
 
 
-def _rule(state: OptimizerState) -> _Optimizer:
+def _rule(state: OptimizerState) -> Optimizer:
     settings = state.settings
     eps, (beta1, beta2) = settings.adam_eps, settings.adam_betas
     if settings.name == "adagrad":
         eps = ADAGRAD_EPS
     elif settings.name == "rmsprop":
         eps, beta2 = RMSPROP_EPS, RMSPROP_ALPHA
-    return _Optimizer(
-        _RULES[settings.name],
+    return Optimizer(
+        RULES[settings.name],
         *(eps, beta1, beta2, settings.weight_decay, settings.momentum),
         *(settings.clip_norm or 0.0, settings.clip_value or 0.0),
         state.step.data_ptr(),

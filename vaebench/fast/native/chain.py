@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vaebench.fast.native.layers import UNCHANGED, Activation, Chain, Linear, Spread
+from vaebench.models.protocol import EncoderDecoder
 from vaebench.models.snapshot import untouched
 from vaebench.problem import Problem
 
@@ -43,13 +44,28 @@ class _Other(Exception):
 
 
 def read(problem: Problem) -> Chain | None:
-    """Read the network of a problem; None if it is not such a chain."""
-    x, vae = problem.sample_batch, problem.vae
-    y = () if problem.labels is None else (problem.labels[: len(x)],)
-    z = torch.linspace(-1, 1, len(x) * problem.latent_dim, device=x.device, dtype=x.dtype)
-    z = z.view(len(x), -1).requires_grad_()
-    with untouched(problem.model), torch.enable_grad():
+    """Read the network of a problem, as it is trained; None if it is not such a chain."""
+    y = () if problem.labels is None else (problem.labels[: len(problem.sample_batch)],)
+    with untouched(problem.model):
         problem.model.train()
+        return read_of(problem.model, problem.vae, problem.sample_batch, y, problem.latent_dim)
+
+
+def read_of(
+    model: nn.Module, vae: EncoderDecoder, x: Tensor, y: tuple[Tensor, ...], latent_dim: int
+) -> Chain | None:
+    """Read the network of a model, in the modes that it is in; None if it is not such a chain.
+
+    Args:
+        model: left as it was.
+        vae: what encodes and decodes: the model, or an adapter around it.
+        x: (B, ...) some images.
+        y: their labels, if it takes them.
+        latent_dim: Z.
+    """
+    z = torch.linspace(-1, 1, len(x) * latent_dim, device=x.device, dtype=x.dtype)
+    z = z.view(len(x), -1).requires_grad_()
+    with untouched(model), torch.enable_grad():
         try:
             mu, logvar = vae.encode(x, *y)
             output = vae.decode(z, *y)
@@ -61,17 +77,15 @@ def read(problem: Problem) -> Chain | None:
                 labels = as_numbers(y[0], chain.encoder[0].inputs - given[0].shape[1])
                 chain = chain._replace(labels=labels.shape[1])
                 given = torch.cat([given[0], labels], 1), torch.cat([z, labels], 1)
-            chain = chain._replace(spread=_spread(chain, problem, x, y, given[0]))
+            chain = chain._replace(spread=_spread(chain, vae, x, y, given[0]))
             with torch.no_grad():
                 pairs = zip(
                     (*chain.encode(given[0]), chain.decode(given[1])), (mu, logvar, output),
                     strict=True,
                 )  # fmt: skip
                 same = all(_alike(a, b.flatten(1)) for a, b in pairs)
-        except (
-            _Other,
-            RuntimeError,
-        ):  # a saved tensor that was changed in place cannot be looked at
+        # A saved tensor that was changed in place cannot be looked at.
+        except (_Other, RuntimeError):
             return None
     return chain if same else None
 
@@ -95,10 +109,10 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 @torch.no_grad()
 def _spread(
-    chain: Chain, problem: Problem, x: Tensor, y: tuple[Tensor, ...], given: Tensor
+    chain: Chain, vae: EncoderDecoder, x: Tensor, y: tuple[Tensor, ...], given: Tensor
 ) -> Spread:
     """Find what makes logvar of its head's output, by the output that other biases give."""
-    layer, vae = chain.logvar, problem.vae
+    layer = chain.logvar
     rows = slice(layer.first, layer.first + layer.outputs)
     before = layer.bias.detach().clone()
     shown: list[tuple[Tensor, Tensor]] = []
