@@ -67,6 +67,15 @@ def test_a_machine_that_changes_is_followed(monkeypatch: pytest.MonkeyPatch) -> 
         assert found.size == best
 
 
+def test_long_steps_are_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for half a second to be told that four threads are faster than one."""
+    machine = Machine(monkeypatch, lambda threads: 0.2 / threads)
+    found = Crew(4)
+    for _ in range(5):
+        found.run(100, machine.work)
+    assert machine.by(4) == 500
+
+
 def test_few_steps_are_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch, lambda threads: 1e-3 * threads)
     found = Crew(4)

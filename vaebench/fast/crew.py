@@ -17,6 +17,8 @@ SHARE = 0.005
 APART = 20
 # What another number must be faster by.
 WORTH = 1.05
+# Seconds of a step in which waiting is nothing: no other number is tried.
+LONG = 0.01
 
 # (first step, how many, threads): does them.
 Work = Callable[[int, int, int], None]
@@ -57,6 +59,8 @@ class Crew:
             return self.size, left
         if self.size not in self.rates:
             return self.size, TRIAL
+        if self.rate * LONG < 1:
+            return self.size, left
         due = {s: self.due.get(s, 0.0) for s in self.sizes if s != self.size}
         soonest = min(due, key=due.__getitem__)
         if due[soonest] <= self.clock:
