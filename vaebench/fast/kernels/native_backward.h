@@ -1,4 +1,4 @@
-// The way back through a step, and Adam's updates; see native.h.
+// The way back through a step, and the updates; see native.h.
 
 namespace {
 
@@ -79,8 +79,8 @@ inline void Steps<Pixel>::add_bias_grad(const Block& block, const Rule& rule, co
 // Add up the gradients of a step, biases' behind weights'; whether g is now all that there is, and
 // nothing else is waited for.
 template <class Pixel>
-bool Steps<Pixel>::keep_grad(const Block& block, const Rule& rule, const Layer& layer,
-                                    long place, vec& g, long count) {
+bool Steps<Pixel>::keep_grad(const Block& block, const Rule& rule, const Layer& layer, long place,
+                             vec& g, long count) {
   float* sum = grads + grads_before(&layer) + place;
   vec before = {};
   if (!block.first) load<1>(&before, sum, count);

@@ -19,7 +19,6 @@ from vaebench.fast.native.kernel import ALIGNMENT, LIKELIHOODS, describe, kernel
 from vaebench.fast.native.layers import Chain
 from vaebench.models.protocol import EncoderDecoder, is_altered
 from vaebench.objective import Objective
-from vaebench.system.toolchain import CompileError
 
 ROWS = 128  # images of a block
 
@@ -95,14 +94,16 @@ def scores_of(
         return None
     x = to_unit(images[:2]).clone()
     y = () if labels is None else (labels[:2],)
-    chain = read_of(model, vae, x, y, latent_dim)
-    if chain is None or any(
-        p.dtype != torch.float32 or not p.is_contiguous()
-        for layer in chain.in_order()
-        for p in (layer.weight, layer.bias)
-    ):
-        return None
     try:
+        chain = read_of(model, vae, x, y, latent_dim)
+        if chain is None or not all(_is_plain(p) for each in chain.in_order() for p in each[:2]):
+            return None
         return Scores(chain, objective, images, labels)
-    except CompileError:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever a model may be: it can score itself
         return None
+
+
+def _is_plain(param: Tensor) -> bool:
+    return param.dtype == torch.float32 and param.is_contiguous()
