@@ -27,13 +27,12 @@ data.images data.idx data.arrays data.files data.download data.strokes data.mnis
     models.adapt.ways models.adapt.trial models.adapt.encoding models.adapt.decoding
     models.adapt problem
 reference fast.layout fast.optimizer fast.given fast.step fast.stream fast.parallel fast.admit
-    fast.draft fast.crew fast.capture fast.threads fast.kernels.nonzero fast.kernels.triton_tiles
+    fast.chain.layers fast.chain.kernel fast.chain.read fast.chain.score fast.draft fast.crew
+    fast.capture fast.threads fast.kernels.nonzero fast.kernels.triton_tiles
     fast.kernels.triton_update fast.kernels.triton_kernels fast.kernels.triton_step
     fast.flush_denormal fast.tf32 fast.amp fast.products.operators fast.products.layers
     fast.products.choice fast.joint_update fast.products fast.batch_norm fast.triton
-    fast.native.layers fast.native.kernel fast.native.chain fast.native
-    fast.native.score fast.sparse fast.fused_likelihood
-    fast.compile fast.graph fast.build
+    fast.native fast.sparse fast.fused_likelihood fast.compile fast.graph fast.build
 evaluation
 training.history training.schedules training.average training.state training.divergence
     training.callbacks training.memory training.follow training.inputs training.numbers
@@ -92,6 +91,7 @@ EMPTY = {
     "runs",
     "system",
     "training",
+    "fast.chain",
     "fast.kernels",
 }  # a docstring each
 
@@ -135,14 +135,14 @@ def test_the_reference_shares_nothing_with_the_fast_path() -> None:
 
 
 def test_techniques_do_not_know_each_other() -> None:
-    """But for what they share: the step, memory layouts, and the kernels' own folder."""
+    """But for what they share: the step, memory layouts, and folders that are nobody's own."""
     shared = {f"fast.{name}" for name in SHARED}
     for module in INSIDE:
         if module in [technique.module.removeprefix("vaebench.") for technique in TECHNIQUES]:
             others = {i for i in _imports(_path(module)) if i.startswith("fast")}
             others -= {i for i in others if i.startswith(f"{module}.")}  # its own folder's
-            kernels = {i for i in others if i.startswith("fast.kernels.")}
-            assert others <= shared | kernels, module
+            nobodys = {i for i in others if i.startswith(("fast.kernels.", "fast.chain."))}
+            assert others <= shared | nobodys, module
 
 
 def test_the_trainer_knows_engines_by_what_they_do() -> None:

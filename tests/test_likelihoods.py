@@ -162,8 +162,8 @@ def test_the_native_kernel_stands_aside(name: str, strokes: Tensor) -> None:
     built = make_engine(
         model, strokes[:128], objective, 64, 1e-3, CPU, compile=False, native=True, amp=None
     )
+    from vaebench.fast.chain.read import read
     from vaebench.fast.native import unsupported
-    from vaebench.fast.native.chain import read
 
     chain = read(built.engine.problem)
     assert chain is None or unsupported(built.engine.problem, chain, built.engine.optimizer)

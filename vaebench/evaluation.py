@@ -13,7 +13,7 @@ from vaebench.data.arrays import checked
 from vaebench.data.images import Images, to_unit
 from vaebench.data.labels import check_labels
 from vaebench.errors import check_count, check_seed
-from vaebench.fast.native.score import Scores, scores_of
+from vaebench.fast.chain.score import Scores, scores_of
 from vaebench.likelihoods import UNIT_INTERVAL
 from vaebench.models.adapt import adapted, as_module, classes_of
 from vaebench.models.protocol import Mixture, as_vae, latent_size, likelihood_of, prior_of

@@ -16,8 +16,8 @@ from tests.engines import adam_of, make_engine, problem_of
 from tests.fast import fully_connected as nets
 from tests.fast.natives import CPU, engine_of, images_of, native_of, trained
 from vaebench import VAE, InputError, fit
+from vaebench.fast.chain.read import read
 from vaebench.fast.native import NativeEngine, unsupported
-from vaebench.fast.native.chain import read
 from vaebench.fast.step import StepEngine
 from vaebench.objective import Objective
 

@@ -12,7 +12,7 @@ from tests.fast import fully_connected as nets
 from tests.fast.natives import images_of
 from vaebench import VAE, evaluate, evaluation
 from vaebench.data.images import to_unit
-from vaebench.fast.native.score import Scores, scores_of
+from vaebench.fast.chain.score import Scores, scores_of
 from vaebench.models.adapt import adapted
 from vaebench.models.protocol import as_vae
 from vaebench.objective import Objective

@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.tiers import first
 from vaebench import VAE, fit
 from vaebench.fast import fused_likelihood, sparse
-from vaebench.fast.native.kernel import kernel as native_kernel
+from vaebench.fast.chain.kernel import kernel as native_kernel
 from vaebench.system import toolchain
 from vaebench.system.toolchain import CompileError, load_kernels
 

@@ -1,4 +1,4 @@
-// Log p(x|z) of many z, without gradients; see native/score.py.
+// Log p(x|z) of many z, without gradients; see chain/score.py.
 //
 // Blocks of ROWS images are taken by a thread each: nobody waits for anybody.
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vaebench.fast.native.layers import UNCHANGED, Activation, Chain, Linear, Spread
+from vaebench.fast.chain.layers import UNCHANGED, Activation, Chain, Linear, Spread
 from vaebench.models.protocol import EncoderDecoder
 from vaebench.models.snapshot import untouched
 from vaebench.problem import Problem

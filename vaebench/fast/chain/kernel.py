@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vaebench.fast.native.layers import Chain, Linear
+from vaebench.fast.chain.layers import Chain, Linear
 from vaebench.objective import Objective
 from vaebench.system.toolchain import load_kernels
 

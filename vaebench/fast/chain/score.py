@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from vaebench.data.images import to_unit
-from vaebench.fast.native.chain import as_numbers, read_of
-from vaebench.fast.native.kernel import ALIGNMENT, LIKELIHOODS, describe, kernel
-from vaebench.fast.native.layers import Chain
+from vaebench.fast.chain.kernel import ALIGNMENT, LIKELIHOODS, describe, kernel
+from vaebench.fast.chain.layers import Chain
+from vaebench.fast.chain.read import as_numbers, read_of
 from vaebench.models.protocol import EncoderDecoder, is_altered
 from vaebench.objective import Objective
 

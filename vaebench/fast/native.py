@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from vaebench.engine import Sums
 from vaebench.errors import InputError
 from vaebench.fast.admit import Verdict
+from vaebench.fast.chain.kernel import ALIGNMENT, LIKELIHOODS, RULES, Net, Optimizer, describe
+from vaebench.fast.chain.kernel import kernel as _kernel
+from vaebench.fast.chain.layers import Chain
+from vaebench.fast.chain.read import as_numbers, read
 from vaebench.fast.crew import LONG, TRIAL, Crew
 from vaebench.fast.draft import Draft, Offer
 from vaebench.fast.kernels.nonzero import dark
 from vaebench.fast.layout import COLUMNS, LaidOut
-from vaebench.fast.native.chain import as_numbers, read
-from vaebench.fast.native.kernel import ALIGNMENT, LIKELIHOODS, RULES, Net, Optimizer, describe
-from vaebench.fast.native.kernel import kernel as _kernel
-from vaebench.fast.native.layers import Chain
 from vaebench.fast.optimizer import ADAGRAD_EPS, RMSPROP_ALPHA, RMSPROP_EPS, OptimizerState
 from vaebench.fast.step import Context, Step, StepEngine, has_hooks
 from vaebench.models.protocol import is_altered
