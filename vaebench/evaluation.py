@@ -23,8 +23,8 @@ from vaebench.problem import device_of
 from vaebench.system.device import full_float32
 from vaebench.system.random import EVALUATION, random_stream
 
-# From so many samples on a kernel for them may pay for being built.
-MANY = 50
+# Seconds that scoring would take from which on a kernel pays, though it may have to be built first.
+PAYS = 20.0
 # How far, of itself, a score by the kernel may be from the model's own.
 CLOSE = 1e-5
 # Burda et al. 2015, section 5.1: a latent is active if Var_x(E[z|x]) is above this.
@@ -171,8 +171,8 @@ class _Chunks:
     """Images, and labels if there are any, that a model encodes and decodes batch by batch.
 
     A batch is decoded right after it was encoded, since a model may keep from one what it needs in
-    the other. Where it does not, it is encoded ``once`` for all ``samples``; and where these are
-    many, a kernel may decode and score.
+    the other. Where it does not, it is encoded ``once`` for all ``samples``; and where these would
+    take long, a kernel may decode and score.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class _Chunks:
         encode_once: bool,
     ) -> None:
         self.model, self.given, self.batch_size, self.once = model, given, batch_size, encode_once
-        self.many = encode_once and samples >= MANY
+        self.samples = samples
         shape, device = (len(given[0]), latent_dim), given[0].device
         self.mu, self.logvar = torch.empty(shape, device=device), torch.empty(shape, device=device)
         # How many z of each image there were; the last one's; its seconds of decoding and scoring.
@@ -215,15 +215,18 @@ class _Chunks:
         self.drawn += 1
         self.z, self.seconds = torch.cat(zs), seconds
         self.recon = self.scores(self.z) if self.scores else torch.cat(recons)
-        if self.many and self.drawn == 1:
+        if self.once and self.drawn == 1 and self.seconds * self.samples > PAYS:
             self._find_faster(objective)
         return self.recon, torch.cat(ratios)
 
     def _find_faster(self, objective: Objective) -> None:
         """Score by a kernel from here on, if it gives what the model gave, and is faster."""
         images, *labels = self.given
+        vae, few = as_vae(self.model), [t[:1] for t in labels]
+        if leaves_state(self.model, lambda: vae.decode(self.z[:1], *few)):
+            return  # what it gives may change from z to z
         given = (objective, images, labels[0] if labels else None, self.mu.shape[1])
-        scores = scores_of(self.model, as_vae(self.model), *given)
+        scores = scores_of(self.model, vae, *given)
         if scores is None:
             return
         found = scores(self.z)

@@ -154,6 +154,20 @@ def test_what_threads_do_does_not_matter(amp: str | None) -> None:
             assert torch.equal(a, b)
 
 
+def test_threads_may_be_changed_while_it_trains() -> None:
+    engine = native_of(
+        VAE((6, 6), (16,), 2), images_of(40, (6, 6), 0.3, torch.uint8), Objective(), 20
+    )
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            engine.epoch(*numbers_of(engine, 40))
+            assert engine.crew.most == count
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_pieces_of_an_epoch_are_the_epoch() -> None:
     images = images_of(300, (8, 8), 0.3, torch.uint8)
     models = []

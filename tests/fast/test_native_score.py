@@ -124,9 +124,27 @@ class Timid(nets.Plain):
         return super().decode(z + 0 * self.kept)
 
 
+class Counting(nets.Plain):
+    """Decodes otherwise each time."""
+
+    count = 0
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Count."""
+        self.count += 1
+        return super().decode(z)
+
+
+def _watched() -> nn.Module:
+    """Somebody wants to be told of every pass through a layer."""
+    model = nets.Plain()
+    model.fc4.register_forward_hook(lambda *_: None)
+    return model
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Scores]:
-    """Kernels are asked for from few samples on, and always faster; those that were called."""
+    """Kernels are asked for however short it takes, and always faster; those that were called."""
     called: list[Scores] = []
     plain = Scores.__call__
 
@@ -135,7 +153,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Scores]:
         return plain(self, z)
 
     monkeypatch.setattr(Scores, "__call__", call)
-    monkeypatch.setattr(evaluation, "MANY", 4)
+    monkeypatch.setattr(evaluation, "PAYS", 0.0)
     monkeypatch.setattr(evaluation, "_faster", lambda *_: True)
     return called
 
@@ -157,11 +175,25 @@ def test_estimates_are_the_same(
     model, images = make(), images_of(150, (6, 6), 0.4, torch.uint8)
     fast = evaluate(model, images, samples=20, batch_size=64)
     assert len(asked) == (0 if isinstance(model, Timid) else 1 + 19)  # compared, then used
-    monkeypatch.setattr(evaluation, "MANY", 10**9)
+    monkeypatch.setattr(evaluation, "PAYS", 1e9)
     plain = evaluate(model, images, samples=20, batch_size=64)
     assert fast.log_likelihood == pytest.approx(plain.log_likelihood, rel=1e-6)
     assert fast.recon == pytest.approx(plain.recon, rel=1e-6)
     assert (fast.kl, fast.kl_per_latent) == (plain.kl, plain.kl_per_latent)
+
+
+@pytest.mark.parametrize("make", [Counting, _watched])
+def test_who_sees_each_z_still_does(make: Callable[[], Any], asked: list[Scores]) -> None:
+    evaluate(make(), images_of(50, (6, 6), 0.4, torch.uint8), samples=8)
+    assert not asked
+
+
+def test_a_kernel_that_would_not_pay_is_not_asked_for(
+    asked: list[Scores], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "PAYS", 20.0)
+    evaluate(VAE((6, 6), (16,), 3), images_of(50, (6, 6), 0.4, torch.uint8), samples=60)
+    assert not asked
 
 
 def test_a_kernel_that_is_wrong_is_not_used(

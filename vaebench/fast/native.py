@@ -1,10 +1,11 @@
-"""Whole steps of a fully connected VAE by one native kernel: forward, backward, Adam.
+"""Whole steps of a fully connected VAE by one native kernel: forward, backward, update.
 
 A compiled graph calls a library for each product, and passes its results from one operator to the
 next through memory. Here (``native.cpp``) one team of threads goes through all of a step, and one
 call through many steps: products are tiles that stay in registers until activation, likelihood or
-Adam's update has been applied to them; no gradient of a weight is ever stored; the first layer
-leaves out dark pixels. The arithmetic is float32, as in the eager step, which is its plain twin.
+the update has been applied to them; no gradient of a weight is stored, but where a step adds them
+up or clips by their norm; the first layer leaves out dark pixels. The arithmetic is float32, as in
+the eager step, which is its plain twin.
 Under ``amp`` the output layer's three products, nine tenths of those that are left, take bfloat16
 factors and add up in float32, where the processor has instructions for it (AVX-512 BF16).
 
@@ -247,6 +248,8 @@ class NativeEngine(StepEngine):
         if noise.shape != (len(order), self.latent_dim) or noise.dtype != torch.float32:
             raise ValueError(f"noise must be float32 of {len(order)} x {self.latent_dim}")
         net, size = self._net(), self.batch_size
+        if torch.get_num_threads() != self.crew.most:  # somebody allows more now, or fewer
+            self.crew = Crew(torch.get_num_threads())
 
         def steps(first: int, count: int, threads: int) -> None:
             part = slice(first * size, (first + count) * size)

@@ -13,15 +13,8 @@ from vaebench.system.toolchain import load_kernels
 
 SOURCES = (
     *("vectors.h", "numbers.h", "bf16.h", "sparse.h", "bernoulli.h", "tiles.h"),
-    *(
-        "activations.h",
-        "rules.h",
-        "native.h",
-        "native_forward.h",
-        "native_backward.h",
-        "native_score.h",
-    ),
-    "native.cpp",
+    *("activations.h", "rules.h", "native.h", "native_forward.h", "native_backward.h"),
+    *("native_score.h", "native.cpp"),
 )
 # As the kernel numbers them.
 _ACTIVATIONS = {

@@ -20,7 +20,7 @@ from vaebench.fast.chain.read import as_numbers, read_of
 from vaebench.models.protocol import EncoderDecoder, is_altered
 from vaebench.objective import Objective
 
-ROWS = 128  # images of a block
+ROWS = 128  # images of a block, as sparse.h has it
 
 
 class Scores:
@@ -45,9 +45,8 @@ class Scores:
         pixels = images.flatten(1)
         whole = pixels.new_zeros(-(-len(pixels) // ROWS) * ROWS, pixels.shape[1])
         whole[: len(pixels)] = pixels
-        self.pixels = (
-            whole.unflatten(0, (-1, ROWS)).transpose(1, 2).contiguous()
-        )  # (blocks, D, ROWS)
+        blocks = whole.unflatten(0, (-1, ROWS))
+        self.pixels = blocks.transpose(1, 2).contiguous()  # (blocks, D, ROWS)
         self.threads = torch.get_num_threads()
         floats = self.threads * kernel().vaebench_native_score_workspace(byref(self.net))
         workspace = torch.empty(floats + ALIGNMENT // 4)

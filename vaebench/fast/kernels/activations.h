@@ -2,7 +2,7 @@
 
 namespace {
 
-// As native.py numbers them.
+// As chain/kernel.py numbers them.
 enum { RELU, LEAKY_RELU, TANH, SIGMOID, SOFTPLUS, ELU, SILU, GELU };
 
 // The standard normal's share below x, to 1e-7: Abramowitz & Stegun 7.1.26.

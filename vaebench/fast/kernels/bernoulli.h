@@ -7,6 +7,7 @@
 namespace {
 
 struct Bernoulli {
+  static constexpr double LN2 = 0.6931471805599453;
   static constexpr long FACTORS = 64;  // of 1 to 2, that surely fit into a float
 
   vec linear = {};             // sums of x l - max(l, 0)
@@ -31,12 +32,10 @@ struct Bernoulli {
 
   // Of one lane, after count_exponent.
   double value_of(long lane) const {
-    constexpr double LN2 = 0.6931471805599453;
     return linear[lane] - LN2 * exponent[lane] - std::log((double)product[lane]);
   }
 
   double value() {
-    constexpr double LN2 = 0.6931471805599453;
     count_exponent();
     double sum = 0, left = 1;
     for (int k = 0; k < LANES; k++) {

@@ -6,7 +6,7 @@
 // image-major as well, (images, features). One team of threads takes a whole call, phase by phase;
 // what a phase gives does not depend on which thread did which part of it.
 
-// As native.py has them.
+// As chain/kernel.py has them.
 struct Layer {
   long in, out;
   float *weight, *bias;  // (out, in), but of a sparse first layer (in, out); (out)

@@ -1,6 +1,6 @@
 // Optimisers in the form of torch.optim's; see vaebench/fast/optimizer.py.
 
-// As native.py has them.
+// As chain/kernel.py has them.
 struct Optimizer {
   long rule;
   double eps, beta1, beta2, weight_decay, momentum;
