@@ -31,8 +31,8 @@ reference fast.layout fast.optimizer fast.given fast.step fast.stream fast.paral
     fast.capture fast.threads fast.kernels.nonzero fast.kernels.triton_tiles
     fast.kernels.triton_update fast.kernels.triton_kernels fast.kernels.triton_step
     fast.flush_denormal fast.tf32 fast.amp fast.products.operators fast.products.layers
-    fast.products.choice fast.joint_update fast.products fast.batch_norm fast.triton
-    fast.native fast.sparse fast.fused_likelihood fast.compile fast.graph fast.build
+    fast.products.choice fast.products.idle fast.joint_update fast.products fast.batch_norm
+    fast.triton fast.native fast.sparse fast.fused_likelihood fast.compile fast.graph fast.build
 evaluation
 training.history training.schedules training.average training.state training.divergence
     training.callbacks training.memory training.follow training.inputs training.numbers

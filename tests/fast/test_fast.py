@@ -146,12 +146,14 @@ def test_steady_steps_go_past_the_front_end_and_do_the_same(strokes: Tensor) -> 
     for engine in (direct, through):
         assert isinstance(engine.step, compiled.CompiledStep)
         assert engine.step.direct is not None
+        assert engine.step.closed  # and so in inference mode, to which nothing stays bound
     through.step.direct = None  # type: ignore[attr-defined]
     order, noise = torch.arange(len(strokes)), torch.randn(len(strokes), 6)
     direct.epoch(order, noise)
     through.epoch(order, noise)
     for ours, theirs in zip(direct.model.parameters(), through.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+    assert not any(t.is_inference() for t in direct.optimizer.tensors())
 
 
 def test_a_graph_that_gives_something_back_is_not_called_directly() -> None:
@@ -162,7 +164,7 @@ def test_a_graph_that_gives_something_back_is_not_called_directly() -> None:
     def call(outputs: int, found: list[Tensor]) -> compiled.Call:
         return compiled.Call(lambda *_: None, [*found, torch.ones(2)], outputs)
 
-    assert compiled._direct([call(0, inputs)], arguments) is not None
-    assert compiled._direct([call(1, inputs)], arguments) is None
-    assert compiled._direct([call(0, inputs[:3])], arguments) is None
-    assert compiled._direct([call(0, inputs)] * 2, arguments) is None
+    assert compiled._direct([call(0, inputs)], arguments, False) is not None
+    assert compiled._direct([call(1, inputs)], arguments, False) is None
+    assert compiled._direct([call(0, inputs[:3])], arguments, False) is None
+    assert compiled._direct([call(0, inputs)] * 2, arguments, False) is None

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -27,10 +28,13 @@ def real(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def in_memory_order(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Show tensors in the order they lie in: the kernels copy what is not contiguous, twice."""
-    return [
-        t if t.is_contiguous() else t.permute(sorted(range(t.dim()), key=t.stride, reverse=True))
-        for t in tensors
-    ]
+    return [t if t.is_contiguous() else t.permute(_order(t.stride())) for t in tensors]
+
+
+@cache
+def _order(strides: tuple[int, ...]) -> list[int]:
+    """Dimensions, the fastest last."""
+    return sorted(range(len(strides)), key=strides.__getitem__, reverse=True)
 
 
 class LaidOut:

@@ -314,6 +314,11 @@ _RULES: dict[str, Kernel] = {
 _kernel: ContextVar[Kernel | None] = ContextVar("kernel", default=None)
 
 
+def rule_of(settings: OptimizerConfig) -> Kernel:
+    """The formulas that a config names."""
+    return _RULES[settings.name]
+
+
 @contextlib.contextmanager
 def updates_by(kernel: Kernel) -> Iterator[None]:
     """Let another kernel take the steps in the block; it is given what the rule's would be."""

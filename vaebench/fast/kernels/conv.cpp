@@ -3,26 +3,24 @@
 namespace {
 
 template <class T, class Number>
-void convolve(const Geometry& g, bool up, const Number* source, const float* weight,
+void convolve(const Convolution<T, Number>& c, const Number* source, const float* weight,
               const float* bias, Number* destination, float* workspace, int threads) {
-  const Convolution<T, Number> c(g, up, source, workspace, bias, destination);
 #pragma omp parallel num_threads(threads)
   {
     pack_weights<T>(c.weights, c.live, weight, workspace);
-    c.run();
+    c.run({source, workspace, bias, destination});
   }
 }
 
 template <class T, class Number>
-void weight_grad(const Geometry& g, const Number* large, const Number* small, float* grad,
-                 float* workspace, int threads) {
-  WeightGrad<T, Number> w(g);
+void weight_grad(const WeightGrad<T, Number>& w, const Number* large, const Number* small,
+                 float* grad, float* workspace, int threads) {
   float *first = workspace + w.sums_floats(), *second = first + w.floats(w.large);
 #pragma omp parallel num_threads(threads)
   {
-    WeightGrad<T, Number> own = w;
-    own.prepare(own.large, large, first), own.prepare(own.small, small, second);
-    own.run(workspace, grad);
+    const float *of_large = w.prepare(w.large, large, first),
+                *of_small = w.prepare(w.small, small, second);
+    w.run({of_large, of_small, workspace, grad});
   }
 }
 
@@ -60,7 +58,19 @@ extern "C" long vaebench_conv_small_fastest(long small, long large) {
   return small_fastest(small, large);
 }
 
-// Floats of workspace, on a multiple of 64 bytes.
+// What does not change from call to call, for as long as the process lives: from the large image
+// down to the small one, or up.
+extern "C" const void* vaebench_conv_plan(const Geometry* g, long up, long bf16) {
+  if (bf16) return new Convolution<Pair, uint16_t>(*g, up);
+  return new Convolution<Single, float>(*g, up);
+}
+
+extern "C" const void* vaebench_conv_grad_plan(const Geometry* g, long bf16) {
+  if (bf16) return new WeightGrad<Pair, uint16_t>(*g);
+  return new WeightGrad<Single, float>(*g);
+}
+
+// Floats of workspace that it takes, on a multiple of 64 bytes.
 extern "C" long vaebench_conv_workspace(const Geometry* g, long up, long bf16) {
   const Weights weights(*g, !up);
   const LiveTaps live(*g);
@@ -72,26 +82,28 @@ extern "C" long vaebench_conv_grad_workspace(const Geometry* g, long bf16) {
               : WeightGrad<Single, float>(*g).workspace();
 }
 
-// destination = source convolved + bias (or null), from the large image down to the small one, or
-// up. bfloat16 images have an even number of channels at the source.
-extern "C" void vaebench_conv(const Geometry* g, long up, long bf16, const void* source,
-                              const float* weight, const float* bias, void* destination,
-                              float* workspace, long threads) {
+// destination = source convolved + bias (or null). bfloat16 images have an even number of channels
+// at the source.
+extern "C" void vaebench_conv(const void* plan, long bf16, const void* source, const float* weight,
+                              const float* bias, void* destination, float* workspace,
+                              long threads) {
   if (bf16)
-    convolve<Pair>(*g, up, (const uint16_t*)source, weight, bias, (uint16_t*)destination, workspace,
-                   threads);
+    convolve(*(const Convolution<Pair, uint16_t>*)plan, (const uint16_t*)source, weight, bias,
+             (uint16_t*)destination, workspace, threads);
   else
-    convolve<Single>(*g, up, (const float*)source, weight, bias, (float*)destination, workspace,
-                     threads);
+    convolve(*(const Convolution<Single, float>*)plan, (const float*)source, weight, bias,
+             (float*)destination, workspace, threads);
 }
 
-extern "C" void vaebench_conv_weight_grad(const Geometry* g, long bf16, const void* large,
+extern "C" void vaebench_conv_weight_grad(const void* plan, long bf16, const void* large,
                                           const void* small, float* grad, float* workspace,
                                           long threads) {
   if (bf16)
-    weight_grad<Pair>(*g, (const uint16_t*)large, (const uint16_t*)small, grad, workspace, threads);
+    weight_grad(*(const WeightGrad<Pair, uint16_t>*)plan, (const uint16_t*)large,
+                (const uint16_t*)small, grad, workspace, threads);
   else
-    weight_grad<Single>(*g, (const float*)large, (const float*)small, grad, workspace, threads);
+    weight_grad(*(const WeightGrad<Single, float>*)plan, (const float*)large, (const float*)small,
+                grad, workspace, threads);
 }
 
 // sums (channels) of rows (rows, channels): the sums of some rows each, added up in order.

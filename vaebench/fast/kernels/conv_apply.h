@@ -29,30 +29,33 @@ void multiply_taps(const typename T::element* const* rows, const vector<Tap<T>>&
 }
 
 // Sums of H rows for each of D channels, over taps and channels: products of vectors of channels.
-// Few channels would leave most of a vector of them empty.
+// Few channels would leave most of a vector of them empty. What is left of the channels past whole
+// vectors comes last: within the first loop it would keep the sums from staying in registers.
 template <class T, int H, int D>
 void dot_taps(const typename T::element* const* rows, const vector<Tap<T>>& taps, long depth,
               vec (&sum)[H][D]) {
-  const long whole = depth / LANES * LANES, step = round_up(depth, LANES);
+  const long whole = depth / LANES * LANES, step = round_up(depth, LANES), rest = depth - whole;
   for (int m = 0; m < H; m++)
     for (int n = 0; n < D; n++) sum[m][n] = vec{};
-  for (const Tap<T>& tap : taps) {
+  for (const Tap<T>& tap : taps)
     for (long k = 0; k < whole; k += LANES)
       for (int n = 0; n < D; n++) {
         const vec right = at(tap.weights + n * step + k);
         for (int m = 0; m < H; m++)
           sum[m][n] = T::fma(sum[m][n], at((const float*)(rows[m] + tap.offset) + k), right);
       }
-    if (whole < depth)
-      for (int n = 0; n < D; n++) {
-        const vec right = at(tap.weights + n * step + whole);
-        for (int m = 0; m < H; m++)
-          sum[m][n] =
-              T::fma(sum[m][n],
-                     load_part((const float*)(rows[m] + tap.offset) + whole, depth - whole), right);
-      }
-  }
+  if (!rest) return;
+  for (const Tap<T>& tap : taps)
+    for (int n = 0; n < D; n++) {
+      const vec right = at(tap.weights + n * step + whole);
+      for (int m = 0; m < H; m++)
+        sum[m][n] = T::fma(
+            sum[m][n], load_part((const float*)(rows[m] + tap.offset) + whole, rest), right);
+    }
 }
+
+inline void store_number(float* to, float x) { *to = x; }
+inline void store_number(uint16_t* to, float x) { *to = to_bf16(x); }
 
 inline void store_columns(float* to, const vec* from, int vectors, long columns) {
   for (int n = 0; n < vectors; n++, columns -= LANES)
@@ -67,10 +70,21 @@ inline void store_columns(uint16_t* to, const vec* from, int vectors, long colum
   }
 }
 
-// destination = source convolved, in one direction.
+// What a convolution reads and writes; bias may be null.
+template <class Number>
+struct Operands {
+  const Number* source;
+  const float *packed, *bias;
+  Number* destination;
+};
+
+// destination = source convolved, in one direction: all of it that does not change from call to
+// call.
 template <class T, class Number>
 struct Convolution {
-  const Geometry& g;
+  typedef Operands<Number> On;
+
+  Geometry g;
   bool up;
   long source_channels, channels, depth, source_size, size;  // of images: numbers
   bool dots;
@@ -78,12 +92,8 @@ struct Convolution {
   Weights weights;
   Panels panels;
   vector<Class> classes;
-  const Number* source;
-  const float *packed, *bias;
-  Number* destination;
 
-  Convolution(const Geometry& g, bool up, const Number* source, const float* packed,
-              const float* bias, Number* destination)
+  Convolution(const Geometry& g, bool up)
       : g(g),
         up(up),
         source_channels(round_up(up ? g.small_channels : g.large_channels, T::depth)),
@@ -93,11 +103,7 @@ struct Convolution {
         live(g),
         weights(g, !up),
         panels(channels),
-        classes(classes_of(g, live, up, source_channels, channels)),
-        source(source),
-        packed(packed),
-        bias(bias),
-        destination(destination) {
+        classes(classes_of(g, live, up, source_channels, channels)) {
     const long large = g.large[0] * g.large[1], small = g.small[0] * g.small[1];
     source_size = (up ? small : large) * source_channels, size = (up ? large : small) * channels;
   }
@@ -110,56 +116,59 @@ struct Convolution {
     return ceil_div(g.batch, ceil_div(g.batch, images));
   }
 
-  void run() const {
+  // For all threads of a team.
+  void run(const On& on) const {
     const long images = block_images(), blocks = ceil_div(g.batch, images);
 #pragma omp for schedule(dynamic, 1)
     for (long job = 0; job < panels.count * blocks; job++) {
       const long first = job % blocks * images;
       for (const Class& c : classes)
-        take_class(c, first, min(images, g.batch - first), job / blocks);
+        take_class(on, c, first, min(images, g.batch - first), job / blocks);
     }
   }
 
-  void take_class(const Class& c, long first, long images, long panel) const {
+  void take_class(const On& on, const Class& c, long first, long images, long panel) const {
     const long width = panels.width(panel), column = panels.first(panel) * LANES;
     const long step = dots ? channels * round_up(depth, LANES) : depth * width * LANES;
     vector<Tap<T>> taps;
     for (const TapOffset& tap : c.taps)
       taps.push_back(
-          {tap.offset / T::depth, packed + live.count() * depth * column + tap.live * step});
+          {tap.offset / T::depth, on.packed + live.count() * depth * column + tap.live * step});
     vec start[WIDEST] = {};
-    for (long n = 0; bias && n < width; n++)
-      load<1>(&start[n], bias + column + n * LANES, channels - column - n * LANES);
+    for (long n = 0; on.bias && n < width; n++)
+      load<1>(&start[n], on.bias + column + n * LANES, channels - column - n * LANES);
     const long across = dots ? channels : width;
     const long rows = images * c.places.size(), tiles = ceil_div(rows, tile_rows(across));
     for (long tile = 0; tile < tiles; tile++) {
       const long row = tile * rows / tiles, height = (tile + 1) * rows / tiles - row;
       with_tile(height, across, [&](auto h, auto w) {
-        take_tile<decltype(h)::vectors, decltype(w)::vectors>(c, taps, first, row, start, column);
+        constexpr int H = decltype(h)::vectors, W = decltype(w)::vectors;
+        take_tile<H, W>(on, c, taps, first, row, start, column);
       });
     }
   }
 
   template <int H, int W>
-  void take_tile(const Class& c, const vector<Tap<T>>& taps, long first, long row, const vec* start,
-                 long column) const {
+  void take_tile(const On& on, const Class& c, const vector<Tap<T>>& taps, long first, long row,
+                 const vec* start, long column) const {
     const typename T::element* rows[H];
     Number* to[H];
     const long places = c.places.size();
     long image = first + row / places, place = row % places;
     for (int m = 0; m < H; m++) {
-      rows[m] = (const typename T::element*)(source + image * source_size + c.places[place].source);
-      to[m] = destination + image * size + c.places[place].destination + column;
+      const Place& here = c.places[place];
+      rows[m] = (const typename T::element*)(on.source + image * source_size + here.source);
+      to[m] = on.destination + image * size + here.destination + column;
+      // What is to be written arrives meanwhile: each store would wait for it.
+      if (!dots)
+        for (long n = 0; n < W * LANES; n += 64 / sizeof(Number)) __builtin_prefetch(to[m] + n, 1);
       if (++place == places) place = 0, image++;
     }
     vec sum[H][W];
     if (dots) {
       dot_taps<T, H, W>(rows, taps, depth, sum);
-      for (int m = 0; m < H; m++) {
-        vec found = start[0];
-        for (int n = 0; n < W; n++) found[n] += tree_sum(sum[m][n]);
-        store_columns(to[m], &found, 1, channels);
-      }
+      for (int m = 0; m < H; m++)
+        for (int n = 0; n < W; n++) store_number(to[m] + n, start[0][n] + tree_sum(sum[m][n]));
       return;
     }
     multiply_taps<T, H, W>(rows, taps, depth, start, sum);

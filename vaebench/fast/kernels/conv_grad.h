@@ -65,27 +65,38 @@ void multiply_taps_apart(const typename T::element* row, const float* vectors, l
 // One side's images as the products read them: channels rounded up where they are vectors; in
 // bfloat16 pairs of neighbouring images.
 struct Operand {
-  const float* values;
   long channels, width, image, row, column;  // in elements: of a pixel, an image, and so on
 
   Operand(const long* size, long channels, long width)
-      : values(nullptr),
-        channels(channels),
+      : channels(channels),
         width(width),
         image(size[0] * size[1] * width),
         row(size[1] * width),
         column(width) {}
 };
 
+// What a gradient reads and writes; sums is a workspace.
+struct GradOperands {
+  const float *large, *small;
+  float *sums, *grad;
+};
+
+// All of a gradient that does not change from call to call.
 template <class T, class Number>
 struct WeightGrad {
-  const Geometry& g;
+  // Taps, and rows of a panel of columns, that are added up together.
+  struct Job {
+    long tap, taps, panel, row, rows;
+  };
+
+  Geometry g;
   bool small_columns;  // whether vectors are of the small image's channels: the faster ones
   LiveTaps live;
   Weights weights;
   Panels panels;
   Operand large, small;
   long images;  // or pairs of them
+  vector<Job> jobs;
 
   WeightGrad(const Geometry& g)
       : g(g),
@@ -95,7 +106,8 @@ struct WeightGrad {
         panels(weights.columns),
         large(g.large, g.large_channels, width_of(g.large_channels, !small_columns)),
         small(g.small, g.small_channels, width_of(g.small_channels, small_columns)),
-        images(ceil_div(g.batch, T::depth)) {}
+        images(ceil_div(g.batch, T::depth)),
+        jobs(all_jobs()) {}
 
   static long width_of(long channels, bool vectors) {
     return vectors ? round_up(channels, LANES) : channels;
@@ -109,10 +121,9 @@ struct WeightGrad {
   long sums_floats() const { return apart_sums() ? live.count() * weights.rows * step() : 0; }
   long workspace() const { return sums_floats() + floats(large) + floats(small); }
 
-  // Give an operand its place, and copy it there if it must be. For all threads of a team.
-  void prepare(Operand& side, const Number* from, float* to) const {
-    side.values = copies(side) ? to : (const float*)from;
-    if (!copies(side)) return;
+  // Where an operand is read: copied to `to`, if it must be. For all threads of a team.
+  const float* prepare(const Operand& side, const Number* from, float* to) const {
+    if (!copies(side)) return (const float*)from;
     const long pixels = side.image / side.width, size = pixels * side.channels;
 #pragma omp for schedule(static)
     for (long job = 0; job < images * pixels; job++) {
@@ -126,6 +137,7 @@ struct WeightGrad {
                    (uint32_t*)place);
       for (long k = side.channels; k < side.width; k++) place[k] = 0;
     }
+    return to;
   }
 
   static void interleave(const uint16_t* even, const uint16_t* odd, long count, uint32_t* to) {
@@ -163,11 +175,7 @@ struct WeightGrad {
     return count;
   }
 
-  struct Job {
-    long tap, taps, panel, row, rows;
-  };
-
-  vector<Job> jobs() const {
+  vector<Job> all_jobs() const {
     vector<Job> found;
     for (long panel = 0; panel < panels.count; panel++) {
       const long width = panels.width(panel), rows = weights.rows;
@@ -184,48 +192,45 @@ struct WeightGrad {
   }
 
   // Where the sums of a live tap are: of some rows, each a step long.
-  float* sums_of(long tap, float* sums, float* grad) const {
-    return apart_sums() ? sums + tap * weights.rows * step()
-                        : grad + live.taps[tap] * weights.tap_step;
+  float* sums_of(const GradOperands& on, long tap) const {
+    return apart_sums() ? on.sums + tap * weights.rows * step()
+                        : on.grad + live.taps[tap] * weights.tap_step;
   }
 
-  // grad (taps, rows, columns), 0 at taps that are not live; sums is a workspace. For all threads of
-  // a team; each has the same jobs for every block of images, in order.
-  void run(float* sums, float* grad) const {
+  // grad (taps, rows, columns), 0 at taps that are not live. For all threads of a team; each has the
+  // same jobs for every block of images, in order.
+  void run(const GradOperands& on) const {
     const long block = block_images();
-    const vector<Job> all = jobs();
     for (long first = 0; first < images; first += block)
 #pragma omp for schedule(static) nowait
-      for (long j = 0; j < (long)all.size(); j++)
-        take(all[j], first, min(block, images - first), sums, grad);
+      for (long j = 0; j < (long)jobs.size(); j++)
+        take(on, jobs[j], first, min(block, images - first));
 #pragma omp barrier
 #pragma omp for schedule(static)
     for (long tap = 0; tap < (long)live.index.size(); tap++) {
-      float* to = grad + tap * weights.tap_step;
+      float* to = on.grad + tap * weights.tap_step;
       const long place = live.index[tap];
       if (place < 0)
         std::memset(to, 0, weights.tap_step * sizeof(float));
       else if (apart_sums())
         for (long row = 0; row < weights.rows; row++)
-          std::memcpy(to + row * weights.columns, sums_of(place, sums, grad) + row * step(),
+          std::memcpy(to + row * weights.columns, sums_of(on, place) + row * step(),
                       weights.columns * sizeof(float));
     }
   }
 
-  void take(const Job& job, long first, long count, float* sums, float* grad) const {
+  void take(const GradOperands& on, const Job& job, long first, long count) const {
     const long v = live.taps[job.tap] % g.kernel[1];
     long start, end;  // columns that all the job's taps meet
     shared_range(v, job.taps, start, end);
-    take_columns(job, job.tap, job.taps, start, end, first, count, sums, grad, first > 0);
+    take_columns(on, job, job.tap, job.taps, start, end, first, count, first > 0);
     for (long tap = 0; job.taps > 1 && tap < job.taps; tap++) {
       long own, columns;
       range(1, v + tap, own, columns);
       if (own < start)
-        take_columns(job, job.tap + tap, 1, own, min(start, own + columns), first, count, sums,
-                     grad, true);
+        take_columns(on, job, job.tap + tap, 1, own, min(start, own + columns), first, count, true);
       if (own + columns > end)
-        take_columns(job, job.tap + tap, 1, max(end, own), own + columns, first, count, sums, grad,
-                     true);
+        take_columns(on, job, job.tap + tap, 1, max(end, own), own + columns, first, count, true);
     }
   }
 
@@ -240,15 +245,15 @@ struct WeightGrad {
   }
 
   // Add up what `taps` from `tap` on meet at the small image's columns from start to end.
-  void take_columns(const Job& job, long tap, long taps, long start, long end, long first,
-                    long count, float* sums, float* grad, bool add) const {
+  void take_columns(const GradOperands& on, const Job& job, long tap, long taps, long start,
+                    long end, long first, long count, bool add) const {
     const long u = live.taps[tap] / g.kernel[1], v = live.taps[tap] % g.kernel[1];
     long y, rows;
     range(0, u, y, rows);
-    const float* l = large.values + first * large.image +
+    const float* l = on.large + first * large.image +
                      (y * g.stride[0] + u - g.padding[0]) * large.row +
                      (start * g.stride[1] + v - g.padding[1]) * large.column;
-    const float* s = small.values + first * small.image + y * small.row + start * small.column;
+    const float* s = on.small + first * small.image + y * small.row + start * small.column;
     const Operand &a = small_columns ? large : small, &b = small_columns ? small : large;
     const long apart_a = small_columns ? large.column : 0, apart_b = large.column - apart_a;
     const long row_step[2] = {large.row * g.stride[0], small.row};
@@ -261,9 +266,8 @@ struct WeightGrad {
     const Loop* loops = end - start >= count ? by_image : by_place;
     const auto* scalars = (const typename T::element*)(small_columns ? l : s) + job.row;
     const float* vectors = (small_columns ? s : l) + panels.first(job.panel) * LANES;
-    float* to =
-        sums_of(tap, sums, grad) + job.row * step() + panels.first(job.panel) * LANES;
-    const long next_tap = taps > 1 ? sums_of(tap + 1, sums, grad) - sums_of(tap, sums, grad) : 0;
+    float* to = sums_of(on, tap) + job.row * step() + panels.first(job.panel) * LANES;
+    const long next_tap = taps > 1 ? sums_of(on, tap + 1) - sums_of(on, tap) : 0;
     with_tile(apart() ? taps : job.rows, panels.width(job.panel), [&](auto h, auto w) {
       constexpr int H = decltype(h)::vectors, W = decltype(w)::vectors;
       if (apart())

@@ -7,7 +7,8 @@ into weights brought from one layout into another. Here (``conv.h`` and what fol
 - positions that meet the same taps are taken together, those of several images: a tile of the
   product then reads its rows where they lie, and nothing is gathered, padded or multiplied by zero;
 - weights lie tap by tap while training lasts, and are packed once a call, by squares in registers;
-  a tap that meets only padding, on 1x1 pixels five out of nine, is left out, and not even read;
+  a tap that meets only padding, on 1x1 pixels five out of nine, is left out, and not even read,
+  nor gone over by Adam (``idle.py``);
 - a transposed convolution is the convolution's gradient by its input, and the other way round; the
   weights' gradient sums over positions and images, tap by tap;
 - few channels, that would leave vectors empty, are sums of products of vectors, or share a tile
@@ -31,6 +32,7 @@ from vaebench.fast.draft import Draft, Offer
 from vaebench.fast.layout import LaidOut
 from vaebench.fast.products import operators
 from vaebench.fast.products.choice import Choice, Shape, choices, choose
+from vaebench.fast.products.idle import IdleTaps, WithoutIdle
 from vaebench.fast.products.layers import is_plain, native
 from vaebench.models.snapshot import untouched
 from vaebench.system.toolchain import CompileError
@@ -60,19 +62,28 @@ def offer(draft: Draft) -> Offer | str:
     if not found.count:
         return found.note
     made = draft.plan.within(partial(found.within, problem.model))
-    for weight in found.weights(problem.model):
+    idle: list[IdleTaps] = []
+    for name, weight in found.weights(problem.model).items():
         trained = any(weight is p for p in draft.optimizer.params)
         tensors = draft.optimizer.belonging_to(weight) if trained else [weight]
         made = made.within(LaidOut(tensors, operators.taps_first(*weight.shape[:2])))
+        taps = IdleTaps.of(tensors, found.shapes[name])
+        idle += [taps] if trained and taps else []
+    if idle and draft.optimizer.is_adam and not draft.optimizer.settings.weight_decay:
+        made = made.within(WithoutIdle(draft.optimizer, idle))
     notes = [f"--products: {found.note}"]
     return Offer(draft.make(made), made, actual={"products": True}, notes=notes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Products:
-    """Which of a model's layers convolve by the kernels, by name, and what was measured."""
+    """Which of a model's layers convolve by the kernels, by name, and what was measured.
+
+    ``shapes`` are what each layer is given, where that is known.
+    """
 
     choices: dict[str, Choice]
+    shapes: dict[str, Shape] = dataclasses.field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -91,10 +102,14 @@ class Products:
             f"{1e3 * ours:.2g} ms a step, {1e3 * library:.2g} by the library"
         )
 
-    def weights(self, model: nn.Module) -> list[Tensor]:
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """The weights of those layers, each once."""
-        layers = [model.get_submodule(name) for name, c in self.choices.items() if c.manner]
-        return list({id(layer.weight): cast(Tensor, layer.weight) for layer in layers}.values())
+        found: dict[int, tuple[str, Tensor]] = {}
+        for name, choice in self.choices.items():
+            if choice.manner:
+                weight = cast(Tensor, model.get_submodule(name).weight)
+                found.setdefault(id(weight), (name, weight))
+        return dict(found.values())
 
     @contextlib.contextmanager
     def within(self, model: nn.Module) -> Iterator[None]:
@@ -136,12 +151,12 @@ def plan(
     kept = {name: dataclasses.replace(shape, contiguous=True) for name, shape in shapes.items()}
     if any(isinstance(m, _DropoutNd) and m.p for m in model.modules()):
         shapes = kept  # dropout draws in the order of memory: laid out otherwise, it drops others
-    products = Products({name: choose(shape) for name, shape in shapes.items()})
+    products = Products({name: choose(shape) for name, shape in shapes.items()}, shapes)
     try:
         with products.within(model):
             run()
     except RuntimeError:
-        return Products({name: choose(shape) for name, shape in kept.items()})
+        return Products({name: choose(shape) for name, shape in kept.items()}, kept)
     return products
 
 

@@ -22,6 +22,7 @@ SOURCES = (
     "vectors.h", "bf16.h", "conv.h", "conv_pack.h", "conv_apply.h", "conv_grad.h", "conv.cpp",
 )  # fmt: skip
 ALIGNMENT = 64  # bytes, a line of the cache
+CHANNELS_LAST = (0, 2, 3, 1)  # of images, as they lie in memory, the fastest last
 
 
 class _Geometry(Structure):
@@ -31,29 +32,20 @@ class _Geometry(Structure):
     )
 
 
-class _Shape(NamedTuple):
-    """A convolution from a large image down to a small one, or the other way up."""
-
-    batch: int
-    large_channels: int
-    small_channels: int
-    large: tuple[int, ...]
-    small: tuple[int, ...]
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-
-
 @cache
 def _kernel() -> Any:
     """Load conv.cpp."""
     library = load_kernels(*SOURCES)
     for name in ("workspace", "grad_workspace", "bf16", "small_fastest"):
         getattr(library, f"vaebench_conv_{name}").restype = c_long
+    for name in ("plan", "grad_plan"):
+        getattr(library, f"vaebench_conv_{name}").restype = c_void_p
+    library.vaebench_conv_plan.argtypes = [c_void_p, c_long, c_long]
+    library.vaebench_conv_grad_plan.argtypes = [c_void_p, c_long]
     library.vaebench_conv_small_fastest.argtypes = [c_long, c_long]
     library.vaebench_conv_workspace.argtypes = [c_void_p, c_long, c_long]
     library.vaebench_conv_grad_workspace.argtypes = [c_void_p, c_long]
-    library.vaebench_conv.argtypes = [c_void_p, c_long, c_long, *[c_void_p] * 5, c_long]
+    library.vaebench_conv.argtypes = [c_void_p, c_long, *[c_void_p] * 5, c_long]
     library.vaebench_conv_weight_grad.argtypes = [c_void_p, c_long, *[c_void_p] * 4, c_long]
     library.vaebench_channel_sums.argtypes = [c_long] * 3 + [c_void_p] * 2 + [c_long]
     return library
@@ -103,19 +95,74 @@ def conv2d_size(size: Sequence[int], kernel: Sequence[int], stride: Sequence[int
     ]
 
 
-class _Prepared(NamedTuple):
-    geometry: _Geometry
+class _Work(NamedTuple):
+    """A convolution, or a gradient of weights, as it is called again and again."""
+
+    plan: int  # its address; the kernels keep it
     workspace: int  # floats
+    size: tuple[int, ...]  # of the result
+    strides: tuple[int, ...]
+    weight_strides: tuple[int, ...]  # of a weight that lies as the kernels want it
 
 
 @cache
-def _prepared(shape: _Shape, up: bool | None, bf16: bool) -> _Prepared:
-    """Describe a shape to the kernels; ``up`` is None for the gradient of the weights."""
-    pairs = [(c_long * 2)(*pair) for pair in shape[3:]]
-    geometry = _Geometry(*shape[:3], *pairs)
-    if up is None:
-        return _Prepared(geometry, _kernel().vaebench_conv_grad_workspace(byref(geometry), bf16))
-    return _Prepared(geometry, _kernel().vaebench_conv_workspace(byref(geometry), up, bf16))
+def _work(
+    bf16: bool,
+    x: tuple[int, ...],
+    weight: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    up_to: tuple[int, ...] | None = None,
+) -> _Work:
+    """Plan a convolution of images of size ``x``, or a transposed one up to so many pixels."""
+    up = up_to is not None
+    small, large = weight[:2]
+    pixels = up_to or tuple(conv2d_size(x[2:], weight[2:], stride, padding))
+    sides = (pixels, x[2:]) if up else (x[2:], pixels)
+    geometry = _geometry(x[0], large, small, *sides, weight[2:], stride, padding)
+    size = (x[0], large if up else small, *pixels)
+    return _Work(
+        _kernel().vaebench_conv_plan(byref(geometry), up, bf16),
+        _kernel().vaebench_conv_workspace(byref(geometry), up, bf16),
+        size,
+        _strides(size, CHANNELS_LAST),
+        _strides(weight, taps_first(small, large)),
+    )
+
+
+@cache
+def _grad_work(
+    bf16: bool,
+    x: tuple[int, ...],
+    grad: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+) -> _Work:
+    """Plan the gradient of a convolution's weights, by its input and its output's gradient."""
+    small, large = grad[1], x[1]
+    geometry = _geometry(x[0], large, small, x[2:], grad[2:], kernel, stride, padding)
+    size = (small, large, *kernel)
+    strides = _strides(size, taps_first(small, large))
+    return _Work(
+        _kernel().vaebench_conv_grad_plan(byref(geometry), bf16),
+        _kernel().vaebench_conv_grad_workspace(byref(geometry), bf16),
+        size,
+        strides,
+        strides,
+    )
+
+
+def _geometry(batch: int, large_channels: int, small_channels: int, *pairs: Any) -> _Geometry:
+    return _Geometry(batch, large_channels, small_channels, *((c_long * 2)(*p) for p in pairs))
+
+
+def _strides(size: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
+    """Strides of dimensions that lie in this order, the fastest last."""
+    found, step = [0] * len(size), 1
+    for dim in reversed(order):
+        found[dim], step = step, step * size[dim]
+    return tuple(found)
 
 
 _of_thread = threading.local()
@@ -145,21 +192,20 @@ def _empty(like: Tensor, size: Sequence[int]) -> Tensor:
     )
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: _Shape, up: bool) -> Tensor:
-    if x.dtype == torch.bfloat16 and not supports_bf16():
-        return _convolve(x.float(), weight, bias, shape, up).to(x.dtype)
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *where: tuple[int, ...]) -> Tensor:
     bf16 = x.dtype == torch.bfloat16
-    x, weight = _channels_last(x, even=bf16), _in_order(weight)
+    if bf16 and not supports_bf16():
+        return _convolve(x.float(), weight, bias, *where).to(x.dtype)
+    work = _work(bf16, x.shape, weight.shape, *where)
+    x = _channels_last(x, even=bf16)
+    if weight.stride() != work.weight_strides:
+        weight = _in_order(weight)
     bias = bias if bias is None else bias.contiguous()
-    channels, size = (
-        (shape.large_channels, shape.large) if up else (shape.small_channels, shape.small)
-    )
-    y = _empty(x, (shape.batch, channels, *size))
-    geometry, floats = _prepared(shape, up, bf16)
+    y = torch.empty_strided(work.size, work.strides, dtype=x.dtype)
     _kernel().vaebench_conv(
-        byref(geometry), up, bf16, x.data_ptr(), weight.data_ptr(),
-        None if bias is None else bias.data_ptr(), y.data_ptr(), _workspace(floats),
-        torch.get_num_threads(),
+        work.plan, bf16, x.data_ptr(), weight.data_ptr(),
+        None if bias is None else bias.data_ptr(), y.data_ptr(),
+        _workspace(work.workspace), torch.get_num_threads(),
     )  # fmt: skip
     return y
 
@@ -167,37 +213,29 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: _Shape, up:
 def _conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]
 ) -> Tensor:
-    large, kernel = x.shape[2:], weight.shape[2:]
-    small = conv2d_size(large, kernel, stride, padding)
-    shape = _Shape(len(x), weight.shape[1], weight.shape[0], tuple(large), tuple(small),
-                   tuple(kernel), tuple(stride), tuple(padding))  # fmt: skip
-    return _convolve(x, weight, bias, shape, up=False)
+    return _convolve(x, weight, bias, tuple(stride), tuple(padding))
 
 
 def _conv_transpose2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int],
     size: list[int],
 ) -> Tensor:  # fmt: skip
-    shape = _Shape(len(x), weight.shape[1], weight.shape[0], tuple(size), tuple(x.shape[2:]),
-                   tuple(weight.shape[2:]), tuple(stride), tuple(padding))  # fmt: skip
-    return _convolve(x, weight, bias, shape, up=True)
+    return _convolve(x, weight, bias, tuple(stride), tuple(padding), tuple(size))
 
 
 def _conv2d_weight_grad(
     x: Tensor, grad: Tensor, kernel: list[int], stride: list[int], padding: list[int]
 ) -> Tensor:
     grad = grad.to(x.dtype)
-    if x.dtype == torch.bfloat16 and not supports_bf16():
-        x, grad = x.float(), grad.float()
     bf16 = x.dtype == torch.bfloat16
+    if bf16 and not supports_bf16():
+        return _conv2d_weight_grad(x.float(), grad.float(), kernel, stride, padding)
+    work = _grad_work(bf16, x.shape, grad.shape, tuple(kernel), tuple(stride), tuple(padding))
     x, grad = _channels_last(x), _channels_last(grad)
-    shape = _Shape(len(x), x.shape[1], grad.shape[1], tuple(x.shape[2:]), tuple(grad.shape[2:]),
-                   tuple(kernel), tuple(stride), tuple(padding))  # fmt: skip
-    found = empty_weight(x, grad.shape[1], x.shape[1], kernel)
-    geometry, floats = _prepared(shape, None, bf16)
+    found = torch.empty_strided(work.size, work.strides, dtype=torch.float32)
     _kernel().vaebench_conv_weight_grad(
-        byref(geometry), bf16, x.data_ptr(), grad.data_ptr(), found.data_ptr(), _workspace(floats),
-        torch.get_num_threads(),
+        work.plan, bf16, x.data_ptr(), grad.data_ptr(), found.data_ptr(),
+        _workspace(work.workspace), torch.get_num_threads(),
     )  # fmt: skip
     return found
 
