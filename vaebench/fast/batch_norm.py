@@ -132,7 +132,7 @@ def _fits(layer: Any, x: Tensor) -> bool:
 @cache
 def _kernel() -> Any:
     """Load batch_norm.cpp."""
-    library = load_kernels("vectors.h", "numbers.h", "batch_norm.cpp")
+    library = load_kernels("vectors.h", "numbers.h", "halves.h", "batch_norm.cpp")
     numbers = [c_double, c_double]
     library.vaebench_batch_norm.argtypes = (
         [c_long] * 3 + [c_void_p] * 3 + numbers + [c_void_p] * 3 + [c_long]

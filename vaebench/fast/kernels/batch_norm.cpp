@@ -12,34 +12,6 @@ using std::vector;
 // Vectors of channels that are taken together: as many as there are registers for.
 constexpr long ACROSS = 4;
 
-typedef uint16_t halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
-typedef uint32_t uvec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-
-inline vec load_numbers(const float* from, long count) {
-  return count >= LANES ? at(from) : load_part(from, count);
-}
-
-inline vec load_numbers(const uint16_t* from, long count) {
-  halves x = {};
-  if (count >= LANES)
-    x = *(const halves*)from;
-  else
-    std::memcpy((void*)&x, from, count * sizeof *from);
-  return (vec)(__builtin_convertvector(x, uvec) << 16);
-}
-
-inline void store_numbers(float* to, vec x, long count) { store<1>(to, &x, count); }
-
-// Rounded to the nearest, of two the even one.
-inline void store_numbers(uint16_t* to, vec x, long count) {
-  const uvec bits = (uvec)x, nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const halves narrow = __builtin_convertvector(x == x ? nearest : bits >> 16 | 0x40, halves);
-  if (count >= LANES)
-    *(halves*)to = narrow;
-  else
-    std::memcpy(to, (const void*)&narrow, count * sizeof *to);
-}
-
 // What is done to one vector of channels: numbers past the last channel are zeros.
 struct Channels {
   vec mean, scale, bias, inverse;  // inverse: of the standard deviation; scale: that times weight

@@ -24,27 +24,28 @@ void weight_grad(const WeightGrad<T, Number>& w, const Number* large, const Numb
   }
 }
 
-inline float number(float x) { return x; }
-inline float number(uint16_t x) {
-  const uint32_t bits = (uint32_t)x << 16;
-  float wide;
-  std::memcpy(&wide, &bits, sizeof wide);
-  return wide;
-}
-
+// sums (channels): parts of the rows each by itself, then added up in order. Few channels are taken
+// several rows at a time, so that vectors are full.
 template <class Number>
 void channel_sums(long rows, long channels, const Number* x, float* sums, int threads) {
-  constexpr long PARTS = 64;
-  vector<float> parts(PARTS * channels);
+  long width = channels, lines = rows;
+  while (width < WIDEST * LANES && lines % 2 == 0) width *= 2, lines /= 2;
+  const long count = max(1, min(64, lines / 8));
+  vector<float> parts(count * width);
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (long part = 0; part < PARTS; part++) {
-    float* sum = parts.data() + part * channels;
-    for (long row = part * rows / PARTS; row < (part + 1) * rows / PARTS; row++)
-      for (long k = 0; k < channels; k++) sum[k] += number(x[row * channels + k]);
-  }
+  for (long part = 0; part < count; part++)
+    for (long k = 0; k < width; k += WIDEST * LANES)
+      with_width(min(WIDEST, ceil_div(width - k, LANES)), [&](auto w) {
+        constexpr int W = min(decltype(w)::vectors, WIDEST);
+        vec sum[W] = {};
+        for (long line = part * lines / count; line < (part + 1) * lines / count; line++)
+          for (int n = 0; n < W; n++)
+            sum[n] += load_numbers(x + line * width + k + n * LANES, width - k - n * LANES);
+        store<W>(parts.data() + part * width + k, sum, width - k);
+      });
   for (long k = 0; k < channels; k++) sums[k] = 0;
-  for (long part = 0; part < PARTS; part++)
-    for (long k = 0; k < channels; k++) sums[k] += parts[part * channels + k];
+  for (long first = 0; first < count * width; first += channels)
+    for (long k = 0; k < channels; k++) sums[k] += parts[first + k];
 }
 
 }  // namespace
@@ -113,4 +114,12 @@ extern "C" void vaebench_channel_sums(long rows, long channels, long bf16, const
     channel_sums(rows, channels, (const uint16_t*)x, sums, threads);
   else
     channel_sums(rows, channels, (const float*)x, sums, threads);
+}
+
+// Whether all bits of some numbers are zero.
+extern "C" long vaebench_all_zero(const uint32_t* numbers, long count, long threads) {
+  uint32_t found = 0;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(| : found)
+  for (long k = 0; k < count; k++) found |= numbers[k];
+  return !found;
 }

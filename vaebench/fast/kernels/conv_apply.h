@@ -64,9 +64,13 @@ inline void store_columns(float* to, const vec* from, int vectors, long columns)
 
 inline void store_columns(uint16_t* to, const vec* from, int vectors, long columns) {
   for (int n = 0; n < vectors; n++, columns -= LANES) {
-    alignas(64) float bf16[LANES / 2];
-    store_bf16(bf16, from[n]);
-    if (columns > 0) std::memcpy(to + n * LANES, bf16, min(columns, LANES) * sizeof(uint16_t));
+    if (columns >= LANES) {
+      store_bf16((float*)(to + n * LANES), from[n]);
+    } else if (columns > 0) {
+      alignas(64) float bf16[LANES / 2];
+      store_bf16(bf16, from[n]);
+      std::memcpy(to + n * LANES, bf16, columns * sizeof(uint16_t));
+    }
   }
 }
 

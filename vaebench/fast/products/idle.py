@@ -11,12 +11,12 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from vaebench.fast.layout import in_memory_order
 from vaebench.fast.optimizer import OptimizerState, Update, rule_of, updates_by
 from vaebench.fast.products.choice import Shape
+from vaebench.fast.products.operators import all_zero
 
 Range = tuple[int, int]  # from, to
 
@@ -117,7 +117,6 @@ def _runs(flags: list[bool], wanted: bool) -> list[Range]:
 
 
 def _zero(tensor: Tensor, ranges: list[Range]) -> bool:
-    """Whether a contiguous tensor is zero there; by its bytes, which are read ten times as fast."""
-    flat = tensor.view(-1).view(torch.uint8)
-    size = tensor.element_size()
-    return not any(flat[size * first : size * past].any() for first, past in ranges)
+    """Whether a contiguous tensor is zero there."""
+    flat = tensor.view(-1)
+    return all(all_zero(flat[first:past]) for first, past in ranges)

@@ -19,7 +19,8 @@ from torch import Tensor
 from vaebench.system.toolchain import load_kernels
 
 SOURCES = (
-    "vectors.h", "bf16.h", "conv.h", "conv_pack.h", "conv_apply.h", "conv_grad.h", "conv.cpp",
+    "vectors.h", "bf16.h", "halves.h", "conv.h", "conv_pack.h", "conv_apply.h", "conv_grad.h",
+    "conv.cpp",
 )  # fmt: skip
 ALIGNMENT = 64  # bytes, a line of the cache
 CHANNELS_LAST = (0, 2, 3, 1)  # of images, as they lie in memory, the fastest last
@@ -47,6 +48,8 @@ def _kernel() -> Any:
     library.vaebench_conv_grad_workspace.argtypes = [c_void_p, c_long]
     library.vaebench_conv.argtypes = [c_void_p, c_long, *[c_void_p] * 5, c_long]
     library.vaebench_conv_weight_grad.argtypes = [c_void_p, c_long, *[c_void_p] * 4, c_long]
+    library.vaebench_all_zero.restype = c_long
+    library.vaebench_all_zero.argtypes = [c_void_p, c_long, c_long]
     library.vaebench_channel_sums.argtypes = [c_long] * 3 + [c_void_p] * 2 + [c_long]
     return library
 
@@ -73,6 +76,13 @@ def taps_first(small: int, large: int) -> tuple[int, int, int, int]:
     no memory, and weights need no transposing for one of the two directions.
     """
     return (2, 3, 1, 0) if _kernel().vaebench_conv_small_fastest(small, large) else (2, 3, 0, 1)
+
+
+def all_zero(numbers: Tensor) -> bool:
+    """Whether contiguous float32 numbers are all 0; -0 is not."""
+    return bool(
+        _kernel().vaebench_all_zero(numbers.data_ptr(), numbers.numel(), torch.get_num_threads())
+    )
 
 
 def _in_order(weight: Tensor) -> Tensor:
