@@ -141,7 +141,12 @@ BROKEN = [
            make=Convolutions),
     Broken(NORM, "batch_norm.cpp", "shift[c] = sums[c] / parts.rows,",
            "shift[c] = sums[c] / (parts.rows - 9),", make=Convolutions),
-    Broken(("products",), "conv_apply.h", "bias && n < width", "n < 0 * width", make=Convolutions),
+    Broken(("products",), "conv_apply.h", "on.bias && n < width", "on.bias && n < 0 * width",
+           make=Convolutions),
+    Broken(("products",), "conv.cpp", "sum[n] += load_numbers(", "sum[n] += 0.9f * load_numbers(",
+           make=Convolutions),
+    Broken(("products",), "conv_apply.h", "start[0][n] + tree_sum(", "2 * start[0][n] + tree_sum(",
+           make=Convolutions),
     Broken(("products",), "conv_grad.h", "count = max(0, min(g.small[axis],",
            "count = max(0, min(g.small[axis] - 1,", make=Convolutions),
 ]  # fmt: skip
