@@ -1,7 +1,6 @@
 """Taps that meet nothing but padding are left out of updates, and no bit is another for it."""
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,28 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from tests.engines import adam_of, make_engine
-from vaebench.fast import admit, products
 from vaebench.fast.optimizer import OptimizerState, rule_of
-from vaebench.fast.products import Choice, Shape, idle, operators
+from vaebench.fast.products import Shape, idle, operators
 from vaebench.fast.products.idle import IdleTaps, WithoutIdle
-from vaebench.fast.products.layers import Manner
 from vaebench.objective import Objective
 
+pytestmark = pytest.mark.usefixtures("kernels_win")
 CPU = torch.device("cpu")
 Z = 2
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _no_race() -> Iterator[None]:
-    """Let the kernels win, whatever the machine does meanwhile."""
-
-    def won(shape: Shape) -> Choice:
-        return Choice(Manner(contiguous=shape.contiguous), {"library": 2.0, "native": 1.0})
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "choose", won)
-        patch.setattr(admit.Verdict, "wins", property(lambda _: True))
-        yield
 
 
 class Pixels(nn.Module):

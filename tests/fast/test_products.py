@@ -1,7 +1,7 @@
 """Convolutions by kernels of our own, in a model: chosen by measurement, and no trace left."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,32 +13,20 @@ from tests.engines import adam_of, make_engine
 from tests.tiers import first
 from vaebench.config import WORKLOADS
 from vaebench.data.strokes import make_strokes
-from vaebench.fast import admit, products
-from vaebench.fast.products import Choice, Products, Shape, choice, layers
-from vaebench.fast.products.layers import Manner, is_plain
+from vaebench.fast import products
+from vaebench.fast.products import Products, Shape, choice, layers
+from vaebench.fast.products.layers import is_plain
 from vaebench.fast.step import StepEngine
 from vaebench.objective import Objective
 from vaebench.reference import ReferenceEngine
 from vaebench.system.toolchain import no_compiler
 
+pytestmark = pytest.mark.usefixtures("kernels_win")
 CPU = torch.device("cpu")
 OBJECTIVE = Objective("gaussian", WORKLOADS["conv"].settings["sigma"])
 BATCH, LR, Z = 32, 3e-4, 2
 UP = nn.ConvTranspose2d
 Make = Callable[[], nn.Module]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _no_race() -> Iterator[None]:
-    """Let the kernels, and the compiler, win, whatever the machine does meanwhile."""
-
-    def won(shape: Shape) -> Choice:
-        return Choice(Manner(contiguous=shape.contiguous), {"library": 2.0, "native": 1.0})
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "choose", won)
-        patch.setattr(admit.Verdict, "wins", property(lambda _: True))
-        yield
 
 
 class Small(nn.Module):

@@ -5,7 +5,6 @@ the reference trains. Kernels and compiler win every race here, so that they are
 """
 
 import warnings
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,13 +15,12 @@ from tests.engines import PLAIN, problem_of
 from tests.fast.networks import SIDE, Network, RandomVAE, Z, networks
 from vaebench.config import FastConfig, without
 from vaebench.data.strokes import make_strokes
-from vaebench.fast import admit, products
 from vaebench.fast.build import make_engine
-from vaebench.fast.products import Choice, Shape
-from vaebench.fast.products.layers import Manner
 from vaebench.fast.step import StepEngine
 from vaebench.objective import Objective
 from vaebench.reference import ReferenceEngine
+
+pytestmark = pytest.mark.usefixtures("kernels_win")
 
 BATCH, LR, IMAGES = 16, 1e-3, 53  # the last batch has five
 EPOCHS = 13  # of four steps: 52 in all
@@ -43,17 +41,6 @@ SETTINGS = {
     "phases": [Phase.generate],  # a smaller network fails no plainer, and takes minutes to find
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _no_race() -> Iterator[None]:
-    def won(shape: Shape) -> Choice:
-        return Choice(Manner(contiguous=shape.contiguous), {"library": 2.0, "native": 1.0})
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "choose", won)
-        patch.setattr(admit.Verdict, "wins", property(lambda _: True))
-        yield
 
 
 @pytest.fixture(autouse=True)

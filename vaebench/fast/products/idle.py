@@ -3,7 +3,7 @@
 On images of a few pixels most taps of a kernel are such: five out of nine where 2x2 pixels become
 one. Their gradient is zero in every step, and so is all that Adam remembers of them, so that an
 update changes nothing there; yet it reads and writes that memory as any other. Whether the gradient
-really is zero is looked at in each step, which takes a twentieth of the time: a weight may be used
+really is zero is looked at in each step, which takes a fifth of what is saved: a weight may be used
 elsewhere, too.
 """
 

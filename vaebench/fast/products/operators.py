@@ -92,9 +92,10 @@ def _in_order(weight: Tensor) -> Tensor:
 
 def empty_weight(like: Tensor, small: int, large: int, kernel: Sequence[int]) -> Tensor:
     """A weight (small, large, ``*kernel``), laid out as the kernels want it."""
-    order, size = taps_first(small, large), (small, large, *kernel)
-    made = like.new_empty([size[dim] for dim in order], dtype=torch.float32)
-    return made.permute([order.index(dim) for dim in range(4)])
+    size = (small, large, *kernel)
+    return like.new_empty_strided(
+        size, _strides(size, taps_first(small, large)), dtype=torch.float32
+    )
 
 
 def conv2d_size(size: Sequence[int], kernel: Sequence[int], stride: Sequence[int],
