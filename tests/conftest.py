@@ -45,6 +45,11 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.benchmark_disable = True
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name no test after bytes: a gzip member, say, holds the second in which it was made."""
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip the slow tests unless all are asked for; files that take minutes go first."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
