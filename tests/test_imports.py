@@ -26,13 +26,14 @@ data.images data.idx data.arrays data.files data.download data.strokes data.mnis
     models.pretrained objective models.adapt.squash models.adapt.names models.adapt.read
     models.adapt.ways models.adapt.trial models.adapt.encoding models.adapt.decoding
     models.adapt problem
-reference fast.layout fast.optimizer fast.given fast.step fast.stream fast.parallel fast.admit
-    fast.chain.layers fast.chain.kernel fast.chain.read fast.chain.score fast.draft fast.crew
-    fast.capture fast.threads fast.kernels.nonzero fast.kernels.triton_tiles
+reference fast.direct fast.layout fast.optimizer fast.given fast.step fast.stream fast.parallel
+    fast.admit fast.chain.layers fast.chain.kernel fast.chain.read fast.chain.score fast.draft
+    fast.crew fast.capture fast.threads fast.kernels.nonzero fast.kernels.triton_tiles
     fast.kernels.triton_update fast.kernels.triton_kernels fast.kernels.triton_step
     fast.flush_denormal fast.tf32 fast.amp fast.products.operators fast.products.layers
     fast.products.choice fast.products.idle fast.joint_update fast.products fast.batch_norm
-    fast.triton fast.native fast.sparse fast.fused_likelihood fast.compile fast.graph fast.build
+    fast.tape fast.triton fast.native fast.sparse fast.fused_likelihood fast.compile fast.graph
+    fast.build
 evaluation
 training.history training.schedules training.average training.state training.divergence
     training.callbacks training.memory training.follow training.inputs training.numbers
@@ -81,7 +82,7 @@ def _imports(path: Path) -> set[str]:
 
 INSIDE = sorted(name.removesuffix(".__init__") for name in MODULES if name != "__init__")
 # What techniques have in common; they do not know each other.
-SHARED = ("register", "step", "optimizer", "layout", "admit", "draft", "crew", "capture")
+SHARED = ("register", "step", "optimizer", "layout", "admit", "draft", "crew", "capture", "direct")
 EMPTY = {
     "cli",
     "data",

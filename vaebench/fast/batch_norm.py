@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from vaebench.fast.direct import implement
 from vaebench.fast.draft import Draft, Offer
 from vaebench.models.protocol import is_altered
 from vaebench.system.toolchain import CompileError, load_kernels
@@ -212,8 +213,8 @@ _LIBRARY.define(
     "batch_norm_grads(Tensor grad, Tensor x, Tensor mean, Tensor var, Tensor weight, Tensor bias, "
     "float eps, float slope) -> (Tensor, Tensor, Tensor)"
 )
-_LIBRARY.impl("batch_norm", _forward, "CPU")
-_LIBRARY.impl("batch_norm_grads", _grads, "CPU")
+implement(_LIBRARY, "batch_norm", _forward)
+implement(_LIBRARY, "batch_norm_grads", _grads)
 torch.library.register_fake("vaebench::batch_norm", _fake_forward, lib=_LIBRARY)
 torch.library.register_fake("vaebench::batch_norm_grads", _fake_grads, lib=_LIBRARY)
 torch.library.register_autograd(

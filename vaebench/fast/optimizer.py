@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vaebench.config import OptimizerConfig
 from vaebench.engine import copy_state
+from vaebench.fast.direct import implement
 from vaebench.fast.layout import in_memory_order, laid_out_as, real
 
 RMSPROP_ALPHA, RMSPROP_EPS, ADAGRAD_EPS = 0.99, 1e-8, 1e-10
@@ -207,7 +208,8 @@ class OptimizerState:
         for count in self.counts:
             count.add_(1)
         grads = clipped(grads, self.settings.clip_norm, self.settings.clip_value)
-        run = torch.ops.vaebench.update_ if torch.compiler.is_compiling() else _run
+        opaque = torch.compiler.is_compiling() or _opaque.get()
+        run = torch.ops.vaebench.update_ if opaque else _run
         alike = laid_out_as(self.params, grads)
         moments = [t for kind in self._lists for t in kind]
         numbers = list(Numbers.of(self.settings))
@@ -329,6 +331,21 @@ def updates_by(kernel: Kernel) -> Iterator[None]:
         _kernel.reset(before)
 
 
+# Whether updates are called as one operator, for who writes operators down: whether a kernel leaves
+# something out is decided in each.
+_opaque: ContextVar[bool] = ContextVar("opaque", default=False)
+
+
+@contextlib.contextmanager
+def opaque_updates() -> Iterator[None]:
+    """Let updates be one operator in the block, as they are in a compiled graph."""
+    before = _opaque.set(True)
+    try:
+        yield
+    finally:
+        _opaque.reset(before)
+
+
 def _run(
     name: str,
     params: list[Tensor],
@@ -350,5 +367,5 @@ _LIBRARY.define(
     "update_(str name, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] moments, "
     "Tensor[] steps, Tensor lr, float[] numbers) -> ()"
 )
-_LIBRARY.impl("update_", _run, "CompositeExplicitAutograd")
+implement(_LIBRARY, "update_", _run, "CompositeExplicitAutograd")
 torch.library.register_fake("vaebench::update_", lambda *_: None, lib=_LIBRARY)

@@ -71,6 +71,7 @@ _ALL = (
     Technique("amp", "autocast: auto (the default of the bare flag) uses bf16 where this device gains from it by measurement; bf16 forces it", default=None, option=_AMP, rounds=True, idle="float32"),
     Technique("products", "convolve small images by kernels, where that pays", CPU),
     Technique("batch_norm", "compute batch norm and the activation after it in two passes, where that pays", CPU, needs="products"),
+    Technique("tape", "call a step's operators from a list, past Python and autograd, where that pays", CPU, needs="products", exact=True),
     Technique("native", "compile the fully connected network by a kernel written for it", CPU, needs="compile"),
     Technique("sparse", "let the first layer leave out dark pixels where they are many", CPU, needs="compile", kind="part"),
     Technique("fused_likelihood", "compute a Bernoulli likelihood and its gradient in one pass", CPU, needs="compile", kind="part"),

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vaebench.fast.direct import implement
 from vaebench.system.toolchain import load_kernels
 
 SOURCES = (
@@ -265,11 +266,11 @@ _LIBRARY = torch.library.Library("vaebench", "FRAGMENT")
 
 
 def _define(schema: str, run: Any, fake: Any) -> str:
-    name = f"vaebench::{schema.partition('(')[0]}"
+    name = schema.partition("(")[0]
     _LIBRARY.define(schema)
-    _LIBRARY.impl(name, run, "CPU")
-    torch.library.register_fake(name, fake, lib=_LIBRARY)
-    return name
+    implement(_LIBRARY, name, run)
+    torch.library.register_fake(f"vaebench::{name}", fake, lib=_LIBRARY)
+    return f"vaebench::{name}"
 
 
 CONV2D = _define(
