@@ -127,6 +127,14 @@ def test_more_samples_never_lower_it(strokes: Tensor) -> None:
     assert all(b > a + 0.1 for a, b in pairwise(rising)), rising
 
 
+def test_how_many_at_a_time_makes_no_difference(strokes: Tensor) -> None:
+    for model, usual in ((_model(), 1000), (vaebench.ConvVAE(hidden_dims=(8,) * 5), 100)):
+        sizes = (None, usual, 37)
+        default, same, other = (vaebench.evaluate(model, strokes, batch_size=n) for n in sizes)
+        assert default == same
+        assert other.elbo == pytest.approx(default.elbo, rel=1e-5)
+
+
 def test_latents_apart(strokes: Tensor) -> None:
     model = _model()
     with torch.no_grad():

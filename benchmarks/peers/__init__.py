@@ -114,25 +114,26 @@ class Running:
         self.name, self.is_ready = name, False
 
     def ready(self) -> "Running":
-        """Wait until it is warmed up.
+        """Wait until it is warmed up; one that cannot be is ended.
 
         Raises:
             RungError: it is one of vaebench's, and not what its name says.
             ChildError: it does not run.
         """
-        if not self.is_ready:
+        if self.is_ready:
+            return self
+        try:
             answer = self.child.answer()
             if answer["refused"]:
                 raise RungError(f"{self.name}: {answer['refused']}")
-            self.elbo, self.is_ready = answer["elbo"], True
-        return self
-
-    def __enter__(self) -> "Running":
-        try:
-            return self.ready()
         except BaseException:
             self.close()
             raise
+        self.elbo, self.is_ready = answer["elbo"], True
+        return self
+
+    def __enter__(self) -> "Running":
+        return self.ready()
 
     def __exit__(self, *_: object) -> None:
         self.close()

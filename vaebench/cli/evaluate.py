@@ -39,7 +39,7 @@ def parse(argv: list[str]) -> "argparse.Namespace":
         ("--samples", 5000, "z drawn per image (default: 5000)"),
         ("--images", None, "only the first N images (default: all)"),
         ("--seed", 0, "seed of the noise (default: 0)"),
-        ("--batch-size", 1000, "images at a time (default: 1000)"),
+        ("--batch-size", None, "images at a time (default: as many as are fast)"),
         ("--threads", None, "CPU threads (default: what there are)"),
     ):
         parser.add_argument(flag, type=int, default=default, help=help, metavar="N")
