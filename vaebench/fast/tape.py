@@ -228,7 +228,8 @@ class TapeEngine(StepEngine):
 
     def __init__(self, plain: StepEngine) -> None:
         super().__init__(plain.problem, plain.step, plain.optimizer, plain.contexts)
-        self.listed: Step | None = None
+        self.tapes: dict[int, Tape] = {}  # by images of a batch
+        self.listed: dict[int, Step] = {}
 
     def warm_up(self) -> None:
         """See :meth:`vaebench.engine.Engine.warm_up`.
@@ -237,25 +238,23 @@ class TapeEngine(StepEngine):
             NotTheSameError: the step is no list of operators.
         """
         super().warm_up()
-        if len(self.images) < self.batch_size:
-            raise NotTheSameError("there are fewer images than a batch has")
         with self.unchanged(), self.training():
-            batch = next(self._batches())
+            batch = next(self._batches(self.problem.batch_sizes[0]))
             if leaves_state(self.model, lambda: self.step(*batch)):
                 raise NotTheSameError("the model keeps what it computes")
-            first, second = (self._tape(*each) for each in self._batches())
-        difference = first.differs(second)
-        if difference:
-            raise NotTheSameError(difference)
-        self.tape = second
-        self.listed = written(second, direct)
+            for size in self.problem.batch_sizes:
+                first, second = (self._tape(*each) for each in self._batches(size))
+                difference = first.differs(second)
+                if difference:
+                    raise NotTheSameError(difference)
+                self.tapes[size], self.listed[size] = second, written(second, direct)
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """The arguments of two steps that have nothing in common."""
-        for first in (0, len(self.images) - self.batch_size):
-            index = torch.arange(first, first + self.batch_size)
-            noise = self.no_noise(len(index))
-            yield self.images, index, noise.normal_() if first else noise, torch.zeros(2).double()
+    def _batches(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """The arguments of two steps that have nothing in common, if there are images enough."""
+        index, noise = torch.arange(size), self.no_noise(size)
+        yield self.images, index, noise, torch.zeros(2).double()
+        index = len(self.images) - 1 - index
+        yield self.images, index, torch.randn_like(noise), torch.zeros(2).double()
 
     def _tape(self, *arguments: Tensor) -> Tape:
         tape = Tape(arguments)
@@ -283,9 +282,10 @@ class TapeEngine(StepEngine):
 
             return call
 
-        step = written(self.tape, timed)
+        size = self.problem.batch_sizes[0]
+        step = written(self.tapes[size], timed)
         with self.unchanged(), self.training(), torch.inference_mode():
-            batch = next(self._batches())
+            batch = next(self._batches(size))
             step(*batch)
             taken, begun = 0.0, time.perf_counter()
             for _ in range(TIMED):
@@ -298,9 +298,10 @@ class TapeEngine(StepEngine):
         for index, eps in zip(
             order.split(self.batch_size), noise.split(self.batch_size), strict=True
         ):
-            if self.listed and len(index) == self.batch_size:
+            listed = self.listed.get(len(index))
+            if listed:
                 with torch.inference_mode():
-                    self.listed(self.images, index, eps, totals)
+                    listed(self.images, index, eps, totals)
             else:
                 self.step(self.images, index, eps, totals)
         return Sums(totals[0], totals[1], len(order))
