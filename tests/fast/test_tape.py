@@ -1,8 +1,8 @@
 """A step's operators as a list: the eager step's bits, and nobody's whose steps are no list."""
 
+import itertools
 import random
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -124,16 +124,23 @@ def _item(model: Any, x: Tensor) -> Tensor:
 
 
 def _python_random(model: Any, x: Tensor) -> Tensor:
-    return x * (1 + 1e-6 * random.random())
+    return x * 2 if random.random() < 1e-9 else x
+
+
+def _legacy_random(model: Any, x: Tensor) -> Tensor:
+    return x * 2 if np.random.rand() < 1e-9 else x
 
 
 def _numpy_random(model: Any, x: Tensor) -> Tensor:
     return x + torch.from_numpy(np.random.default_rng().normal(size=1)).float() * 1e-6
 
 
-def _branch(model: Any, x: Tensor, limit: float = 0.0) -> Tensor:
-    """What torch is not asked for: a sum that is below the limit in one of two batches."""
-    return x + 0 if x.detach().numpy().sum() > limit else x
+def _branch(model: Any, x: Tensor) -> Tensor:
+    return x * 2 if x.detach().numpy().sum() > 1e9 else x
+
+
+def _listed(model: Any, x: Tensor) -> Tensor:
+    return x * 2 if max(x.detach().flatten().tolist()) > 1e9 else x
 
 
 def _shapes(model: Any, x: Tensor) -> Tensor:
@@ -153,9 +160,11 @@ def _kept(model: Any, x: Tensor) -> Tensor:
     ("between", "said"),
     [
         (_item, "looks at values"),
-        (_python_random, "do not call the same"),
+        (_python_random, "not torch's"),
+        (_legacy_random, "not torch's"),
         (_numpy_random, "take other tensors"),
-        (_branch, "do not call"),
+        (_branch, "looks at values"),
+        (_listed, "looks at values"),
         (_shapes, "looks at values"),
         (_reshaped, "another shape in place"),
         (_kept, "keeps what it computes"),
@@ -163,19 +172,37 @@ def _kept(model: Any, x: Tensor) -> Tensor:
 )
 def test_a_step_that_is_no_list_stays_as_it_is(between: Callable[..., Any], said: str) -> None:
     model = _small(between=between)
-    if between is _branch:
-        first, last = (IMAGES[s].float() / 255 for s in (slice(BATCH), slice(-BATCH, None)))
-        sums = [model.down(x.view(-1, 1, 28, 28)).sum().item() for x in (first, last)]
-        model = _small(between=partial(between, limit=sum(sums) / 2))
     built = _built(model)
     assert built.actual["products"]
     assert not built.actual["tape"]
     assert said in _note(built)
 
 
-def test_a_constant_made_in_each_step_is_no_obstacle() -> None:
-    built = _built(_small(between=lambda _, x: x * torch.tensor(0.5)))
-    assert built.actual["tape"]
+def _constant(model: Any, x: Tensor) -> Tensor:
+    factor = torch.tensor(0.5)
+    factor += 0.25  # which is another one in the next step
+    return x * factor
+
+
+def test_a_constant_made_in_each_step_is_made_anew() -> None:
+    built = [_built(_small(between=_constant), tape=wanted) for wanted in (True, False)]
+    assert built[0].actual["tape"]
+    for got, want in zip(*map(_trained, built), strict=True):
+        assert torch.equal(got, want)
+
+
+def test_two_steps_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a number, in an operator, in how many there are."""
+    turns = itertools.cycle([1.0, 2.0])
+    for between in (
+        lambda _, x: x * next(turns),
+        lambda _, x: x.exp() if next(turns) == 1 else x.sin(),
+        lambda _, x: x if next(turns) == 1 else x.sin(),
+    ):
+        engine = _built(_small(between=between), products=False).engine
+        built = TapeEngine(engine)
+        with pytest.raises(tape.NotTheSameError, match="two steps do not call"):
+            built.warm_up()
 
 
 def test_hooks_are_called() -> None:

@@ -8,18 +8,22 @@ function of Python, which calls these operators in their order on the same param
 the results are the eager step's, to the bit. Random numbers of the model's own are drawn anew each
 time, in their turn.
 
-A step that looks at a value (``item``), whose shapes depend on values, or whose numbers come from
-elsewhere than torch is not the same twice and stays as it is; so does one of a model that has hooks
-or keeps what it computed.
+A step that looks at values (``item``, ``numpy``), whose shapes depend on them, or that draws random
+numbers elsewhere than from torch is not the same each time and stays as it is; so does one of a
+model that has hooks or keeps what it computes.
 """
 
+import itertools
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -33,6 +37,8 @@ from vaebench.models.snapshot import leaves_state
 
 _ARGUMENTS = ("images", "index", "eps", "totals")
 _SAME = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)  # as their argument
+_FRESH, _CLONE = torch.ops.aten.lift_fresh.default, torch.ops.aten.clone.default
+_LOOKS = (Tensor.numpy, Tensor.tolist, Tensor.__array__)
 _BY_VALUE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 # Products of the library's: like our own operators, nothing that a compiler makes faster.
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward")
@@ -106,14 +112,18 @@ class Tape(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
         self.kept: dict[int, Tensor] = {}  # tensors that no call has made
+        self.constants: dict[int, Tensor] = {}  # those made of numbers in each step
         self.numbers: dict[int, int] = {}  # of each tensor, by its id
+        self.unused = itertools.count()
         self.alive: list[Any] = []  # meanwhile no other has the id of one of these
         for argument in arguments:
             self._number(argument)
 
     def _number(self, tensor: Tensor) -> int:
         self.alive.append(tensor)
-        return self.numbers.setdefault(id(tensor), len(self.numbers))
+        if id(tensor) not in self.numbers:
+            self.numbers[id(tensor)] = next(self.unused)
+        return self.numbers[id(tensor)]
 
     def _taken(self, tensor: Tensor) -> Value:
         if id(tensor) not in self.numbers:
@@ -132,6 +142,10 @@ class Tape(TorchDispatchMode):
         if torch.Tag.inplace_view in func.tags:
             raise NotTheSameError(f"a step gives a tensor another shape in place ({func})")
         taken = tree_map_only(Tensor, self._taken, (args, kwargs))
+        if func is _FRESH and (number := taken[0][0].number) in self.kept:
+            # Whatever is done to it is done to another each time.
+            self.constants[number] = self.kept.pop(number).clone()
+            del self.numbers[id(args[0])]
         result = func(*args, **kwargs)
         if func in _SAME:
             self.alive.append(result)
@@ -139,7 +153,8 @@ class Tape(TorchDispatchMode):
             return result
         single = not isinstance(result, tuple | list)
         results = tuple(self._number(each) for each in ([result] if single else result))
-        self.calls.append(Call(func, taken[0], taken[1], results, single))
+        listed = _CLONE if func is _FRESH else func
+        self.calls.append(Call(listed, taken[0], taken[1], results, single))
         return result
 
     def close(self) -> None:
@@ -153,9 +168,10 @@ class Tape(TorchDispatchMode):
                 return f"two steps do not call the same operators ({mine.operator})"
         if len(self.calls) != len(other.calls):
             return "two steps do not call as many operators"
-        for number, tensor in self.kept.items():
-            if tensor is not other.kept[number] and not _equal(tensor, other.kept[number]):
-                return "two steps take other tensors than each other"
+        same = self.kept.keys() == other.kept.keys()
+        same = same and all(tensor is other.kept[n] for n, tensor in self.kept.items())
+        if not same or any(not t.equal(other.constants[n]) for n, t in self.constants.items()):
+            return "two steps take other tensors than each other"
         return None
 
     def needed(self) -> list[Call]:
@@ -169,16 +185,31 @@ class Tape(TorchDispatchMode):
         return found[::-1]
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
-    """Whether they are the same constant, made anew in each step."""
-    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+class _Watch(TorchFunctionMode):
+    """Sees what is no operator: values that are handed to somebody else."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call it.
+
+        Raises:
+            NotTheSameError: it looks at values.
+        """
+        if func in _LOOKS:
+            raise NotTheSameError(f"a step looks at values ({func.__name__})")
+        return func(*args, **(kwargs or {}))
+
+
+def _others_random() -> str:
+    """The state of random numbers that are not torch's."""
+    return repr((random.getstate(), np.random.get_state()))
 
 
 def written(tape: Tape, of: Callable[[Any], Callable[..., Any]]) -> Step:
     """Make a tape's calls into one function of its arguments; ``of`` an operator: what to call."""
     calls = tape.needed()
-    names = {number: f"kept_{number}" for number in tape.kept} | dict(enumerate(_ARGUMENTS))
-    space: dict[str, Any] = {names[number]: tensor for number, tensor in tape.kept.items()}
+    kept = tape.kept | tape.constants
+    names = {number: f"kept_{number}" for number in kept} | dict(enumerate(_ARGUMENTS))
+    space: dict[str, Any] = {names[number]: tensor for number, tensor in kept.items()}
     lines = [f"def step({', '.join(_ARGUMENTS)}):"]
     last = {number: i for i, call in enumerate(calls) for number in call.reads}
     for i, call in enumerate(calls):
@@ -257,9 +288,11 @@ class TapeEngine(StepEngine):
         yield self.images, index, torch.randn_like(noise), torch.zeros(2).double()
 
     def _tape(self, *arguments: Tensor) -> Tape:
-        tape = Tape(arguments)
-        with opaque_updates(), tape:
+        tape, before = Tape(arguments), _others_random()
+        with opaque_updates(), _Watch(), tape:
             self.step(*arguments)
+        if _others_random() != before:
+            raise NotTheSameError("a step draws random numbers that are not torch's")
         tape.close()
         return tape
 
