@@ -215,7 +215,7 @@ def test_hooks_are_called() -> None:
 def test_what_is_written_wrongly_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call left out: the gate sees that batch norm's statistics, or a weight, stay behind."""
     needed = Tape.needed
-    for name in ("lerp_", "update_", "aten.add_"):
+    for name in ("running_stats_", "update_", "add_"):
         monkeypatch.setattr(
             Tape,
             "needed",

@@ -67,9 +67,11 @@ def _is_plain(layer: nn.Module) -> bool:
         (type(layer) is nn.BatchNorm2d or type(layer) is nn.BatchNorm1d)
         and not is_altered(layer)
         and layer.affine
-        and layer.track_running_stats
         and layer.momentum is not None
-        and layer.weight.dtype == torch.float32
+        and all(
+            t is not None and t.dtype == torch.float32 and t.is_contiguous()
+            for t in (layer.weight, layer.running_mean, layer.running_var)
+        )
     )
 
 
@@ -107,14 +109,23 @@ def _native(kind: Any, slope: float) -> type[nn.Module]:
             y: Tensor = kind.forward(self, input)
             return y if slope == 1.0 else torch.nn.functional.leaky_relu(y, slope)
         y, mean, var = torch.ops.vaebench.batch_norm(input, self.weight, self.bias, self.eps, slope)
-        with torch.no_grad():
-            rows = input.numel() // input.shape[1]
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean.detach(), self.momentum)
-            self.running_var.lerp_(var.detach() * (rows / (rows - 1)), self.momentum)
+        rows = input.numel() // input.shape[1]
+        _track(self, mean.detach(), var.detach(), rows / (rows - 1))
         return y
 
     return type(f"Native{kind.__name__}", (kind,), {"forward": forward})
+
+
+@torch.no_grad()
+def _track(layer: Any, mean: Tensor, var: Tensor, bessel: float) -> None:
+    """Move a layer's running statistics towards a batch's; a compiler fuses the formulas."""
+    running = layer.running_mean, layer.running_var, layer.num_batches_tracked
+    if not torch.compiler.is_compiling():
+        torch.ops.vaebench.running_stats_(*running, mean, var, layer.momentum, bessel)
+        return
+    running[2].add_(1)
+    running[0].lerp_(mean, layer.momentum)
+    running[1].lerp_(var * bessel, layer.momentum)
 
 
 def _fits(layer: Any, x: Tensor) -> bool:
@@ -138,6 +149,7 @@ def _kernel() -> Any:
     library.vaebench_batch_norm.argtypes = (
         [c_long] * 3 + [c_void_p] * 3 + numbers + [c_void_p] * 3 + [c_long]
     )
+    library.vaebench_running_stats.argtypes = [c_long, *[c_void_p] * 2, *numbers, *[c_void_p] * 3]
     library.vaebench_batch_norm_backward.argtypes = (
         [c_long] * 3 + [c_void_p] * 6 + numbers + [c_void_p] * 3 + [c_long]
     )
@@ -184,6 +196,16 @@ def _grads(
     return grads
 
 
+def _running_stats(
+    mean: Tensor, var: Tensor, batches: Tensor, batch_mean: Tensor, batch_var: Tensor,
+    momentum: float, bessel: float,
+) -> None:  # fmt: skip
+    _kernel().vaebench_running_stats(
+        len(mean), batch_mean.data_ptr(), batch_var.data_ptr(), momentum, bessel,
+        *(t.data_ptr() for t in (mean, var, batches)),
+    )  # fmt: skip
+
+
 def _fake_grads(
     grad: Tensor, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor,
     eps: float, slope: float,
@@ -213,6 +235,11 @@ _LIBRARY.define(
     "batch_norm_grads(Tensor grad, Tensor x, Tensor mean, Tensor var, Tensor weight, Tensor bias, "
     "float eps, float slope) -> (Tensor, Tensor, Tensor)"
 )
+_LIBRARY.define(
+    "running_stats_(Tensor(a!) mean, Tensor(b!) var, Tensor(c!) batches, Tensor batch_mean, "
+    "Tensor batch_var, float momentum, float bessel) -> ()"
+)
+implement(_LIBRARY, "running_stats_", _running_stats)
 implement(_LIBRARY, "batch_norm", _forward)
 implement(_LIBRARY, "batch_norm_grads", _grads)
 torch.library.register_fake("vaebench::batch_norm", _fake_forward, lib=_LIBRARY)

@@ -219,3 +219,15 @@ extern "C" void vaebench_batch_norm_backward(long rows, long channels, long bf16
     backward(parts, (const float*)grad, (const float*)x, mean, var, weight, bias, eps, slope,
              (float*)x_grad, weight_grad, bias_grad, threads);
 }
+
+// Running statistics, moved towards a batch's; `bessel` makes its var one of a sample.
+extern "C" void vaebench_running_stats(long channels, const float* mean, const float* var,
+                                       double momentum, double bessel, float* running_mean,
+                                       float* running_var, int64_t* batches) {
+  const float share = momentum, factor = bessel;
+  for (long c = 0; c < channels; c++) {
+    running_mean[c] += share * (mean[c] - running_mean[c]);
+    running_var[c] += share * (var[c] * factor - running_var[c]);
+  }
+  ++*batches;
+}

@@ -71,16 +71,15 @@ extern "C" const void* vaebench_conv_grad_plan(const Geometry* g, long bf16) {
   return new WeightGrad<Single, float>(*g);
 }
 
-// Floats of workspace that it takes, on a multiple of 64 bytes.
-extern "C" long vaebench_conv_workspace(const Geometry* g, long up, long bf16) {
-  const Weights weights(*g, !up);
-  const LiveTaps live(*g);
-  return bf16 ? packed_floats<Pair>(weights, live) : packed_floats<Single>(weights, live);
+// Floats of workspace that a plan takes, on a multiple of 64 bytes.
+extern "C" long vaebench_conv_workspace(const void* plan, long bf16) {
+  return bf16 ? ((const Convolution<Pair, uint16_t>*)plan)->workspace()
+              : ((const Convolution<Single, float>*)plan)->workspace();
 }
 
-extern "C" long vaebench_conv_grad_workspace(const Geometry* g, long bf16) {
-  return bf16 ? WeightGrad<Pair, uint16_t>(*g).workspace()
-              : WeightGrad<Single, float>(*g).workspace();
+extern "C" long vaebench_conv_grad_workspace(const void* plan, long bf16) {
+  return bf16 ? ((const WeightGrad<Pair, uint16_t>*)plan)->workspace()
+              : ((const WeightGrad<Single, float>*)plan)->workspace();
 }
 
 // destination = source convolved + bias (or null). bfloat16 images have an even number of channels

@@ -112,6 +112,8 @@ struct Convolution {
     source_size = (up ? small : large) * source_channels, size = (up ? large : small) * channels;
   }
 
+  long workspace() const { return packed_floats<T>(weights, live); }
+
   // Images that are taken together: enough for whole tiles, few enough for the cache.
   long block_images() const {
     constexpr long ROWS = 48, FLOATS = 1 << 14;

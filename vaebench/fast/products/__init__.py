@@ -79,11 +79,11 @@ def offer(draft: Draft) -> Offer | str:
 class Products:
     """Which of a model's layers convolve by the kernels, by name, and what was measured.
 
-    ``shapes`` are what each layer is given, where that is known.
+    ``shapes`` are what each layer is given.
     """
 
     choices: dict[str, Choice]
-    shapes: dict[str, Shape] = dataclasses.field(default_factory=dict)
+    shapes: dict[str, Shape]
 
     @property
     def count(self) -> int:

@@ -45,7 +45,7 @@ def _kernel() -> Any:
     library.vaebench_conv_plan.argtypes = [c_void_p, c_long, c_long]
     library.vaebench_conv_grad_plan.argtypes = [c_void_p, c_long]
     library.vaebench_conv_small_fastest.argtypes = [c_long, c_long]
-    library.vaebench_conv_workspace.argtypes = [c_void_p, c_long, c_long]
+    library.vaebench_conv_workspace.argtypes = [c_void_p, c_long]
     library.vaebench_conv_grad_workspace.argtypes = [c_void_p, c_long]
     library.vaebench_conv.argtypes = [c_void_p, c_long, *[c_void_p] * 5, c_long]
     library.vaebench_conv_weight_grad.argtypes = [c_void_p, c_long, *[c_void_p] * 4, c_long]
@@ -133,9 +133,10 @@ def _work(
     sides = (pixels, x[2:]) if up else (x[2:], pixels)
     geometry = _geometry(x[0], large, small, *sides, weight[2:], stride, padding)
     size = (x[0], large if up else small, *pixels)
+    plan = _kernel().vaebench_conv_plan(byref(geometry), up, bf16)
     return _Work(
-        _kernel().vaebench_conv_plan(byref(geometry), up, bf16),
-        _kernel().vaebench_conv_workspace(byref(geometry), up, bf16),
+        plan,
+        _kernel().vaebench_conv_workspace(plan, bf16),
         size,
         _strides(size, CHANNELS_LAST),
         _strides(weight, taps_first(small, large)),
@@ -156,9 +157,10 @@ def _grad_work(
     geometry = _geometry(x[0], large, small, x[2:], grad[2:], kernel, stride, padding)
     size = (small, large, *kernel)
     strides = _strides(size, taps_first(small, large))
+    plan = _kernel().vaebench_conv_grad_plan(byref(geometry), bf16)
     return _Work(
-        _kernel().vaebench_conv_grad_plan(byref(geometry), bf16),
-        _kernel().vaebench_conv_grad_workspace(byref(geometry), bf16),
+        plan,
+        _kernel().vaebench_conv_grad_workspace(plan, bf16),
         size,
         strides,
         strides,
