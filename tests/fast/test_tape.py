@@ -2,6 +2,8 @@
 
 import itertools
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -244,6 +246,18 @@ def test_a_short_batch_has_a_list_of_its_own() -> None:
     engine = _built(_small()).engine
     assert isinstance(engine, TapeEngine)
     assert list(engine.listed) == [BATCH, len(IMAGES) % BATCH]
+
+
+def test_a_list_needs_no_compiler() -> None:
+    """Which takes most of a second to load."""
+    code = (
+        "import sys, torch\n"
+        "from vaebench.fast.tape import Tape, _Watch\n"
+        "with _Watch(), Tape([]):\n"
+        "    torch.ones(3).exp()\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_it_stands_where_the_register_says() -> None:

@@ -130,8 +130,8 @@ class Tape(TorchDispatchMode):
             self.kept[self._number(tensor)] = tensor
         return Value(self.numbers[id(tensor)])
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call it, and write it down.
+    def call(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call an operator, and write it down.
 
         Raises:
             NotTheSameError: what it does depends on values, or on how a tensor is seen.
@@ -183,6 +183,10 @@ class Tape(TorchDispatchMode):
                 used |= call.reads
                 found.append(call)
         return found[::-1]
+
+
+# Not in the class's body: what stands there is wrapped, and the wrapper loads the compiler.
+Tape.__torch_dispatch__ = Tape.call  # type: ignore[assignment]
 
 
 class _Watch(TorchFunctionMode):
