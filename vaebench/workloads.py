@@ -132,7 +132,8 @@ WORKLOADS: Mapping[str, Recipe] = MappingProxyType(
             prior="vamp",
         ),
         # It keeps the epoch that scored best on the held-out images: best.safetensors here. The
-        # figure that it is published with is that of two hidden layers: --hidden-dim 400 400.
+        # figure that it is published with is reached with the second hidden layer that stands
+        # commented out in it: --hidden-dim 400 400.
         "pythae": _recipe(
             "clementchadebec/benchmark_VAE reproducibility/vae.py at 58c9e63: 784-400-40, ReLU, "
             "static binarisation, 50,000 images, Adam 1e-4 in steps, batch 100",
