@@ -1,6 +1,7 @@
 """A step's operators as a list: the eager step's bits, and nobody's whose steps are no list."""
 
 import itertools
+import logging
 import random
 import subprocess
 import sys
@@ -111,7 +112,7 @@ def test_the_seeds_network_is_not_compiled_for_what_little_is_left(
     assert "takes a compiler's place" in _note(built)
 
 
-def test_a_weight_that_is_reached_where_it_was_idle_is_updated_there() -> None:
+def test_an_update_is_one_operator() -> None:
     """Whether taps are left out of an update is asked in each step, not written down."""
     model = _small()
     built = _built(model)
@@ -158,9 +159,37 @@ def _kept(model: Any, x: Tensor) -> Tensor:
     return x
 
 
+SEEN: list[Tensor] = []
+COUNT = {"steps": 0}
+
+
+def _collected(model: Any, x: Tensor) -> Tensor:
+    SEEN.append(x.detach().mean())
+    return x
+
+
+def _counted(model: Any, x: Tensor) -> Tensor:
+    COUNT["steps"] += 1
+    return x
+
+
+def _printed(model: Any, x: Tensor) -> Tensor:
+    print(x.shape)
+    return x
+
+
+def _logged(model: Any, x: Tensor) -> Tensor:
+    logging.getLogger("a model's").debug("a step")
+    return x
+
+
 @pytest.mark.parametrize(
     ("between", "said"),
     [
+        (_collected, "_collected calls append"),
+        (_counted, "_counted stores an item"),
+        (_printed, "_printed calls print"),
+        (_logged, "logging"),
         (_item, "looks at values"),
         (_python_random, "not torch's"),
         (_legacy_random, "not torch's"),

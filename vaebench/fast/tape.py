@@ -10,14 +10,23 @@ time, in their turn.
 
 A step that looks at values (``item``, ``numpy``), whose shapes depend on them, or that draws random
 numbers elsewhere than from torch is not the same each time and stays as it is; so does one of a
-model that has hooks or keeps what it computes.
+model that has hooks, keeps what it computes, or prints, counts or collects anything elsewhere: a
+list would do none of it, without a word.
 """
 
+import contextlib
+import dis
 import itertools
+import logging
 import random
+import sys
+import sysconfig
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
+from functools import cache, wraps
+from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +49,11 @@ _SAME = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)  # as thei
 _FRESH, _CLONE = torch.ops.aten.lift_fresh.default, torch.ops.aten.clone.default
 _LOOKS = (Tensor.numpy, Tensor.tolist, Tensor.__array__)
 _BY_VALUE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+# Code that is nobody's model: torch's, ours, what dataclasses make of themselves, Python's.
+_OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<frozen", "<string>")
+_PYTHONS = sysconfig.get_path("stdlib")
+_STORES = ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "STORE_SUBSCR", "DELETE_SUBSCR")
+_COLLECTS = ("append", "appendleft", "extend", "insert", "add", "update", "setdefault", "pop")
 # Products of the library's: like our own operators, nothing that a compiler makes faster.
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward")
 # The share of a step that they take from which on a compiler is not asked; steps timed for it.
@@ -203,6 +217,51 @@ class _Watch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@contextlib.contextmanager
+def _deeds() -> Iterator[set[str]]:
+    """Collect what a model's own code does beside computing, in words, while this lasts.
+
+    Whatever is stored in a function that is called counts, in a branch not taken too; so does a
+    list that is the function's own: who errs here stays eager.
+    """
+    found: set[str] = set()
+
+    def see(frame: FrameType, event: str, arg: Any) -> None:
+        if event == "call" and frame.f_code.co_filename == logging.__file__:
+            if frame.f_back and _is_models(frame.f_back.f_code):
+                found.add("logging")
+        elif event == "call" and _is_models(frame.f_code):
+            found.update(_stores(frame.f_code))
+        elif event == "c_call" and _is_models(frame.f_code):
+            holds = isinstance(getattr(arg, "__self__", None), list | dict | set | deque)
+            if arg is print or arg.__name__ == "write" or (holds and arg.__name__ in _COLLECTS):
+                found.add(f"{frame.f_code.co_name} calls {arg.__name__}")
+
+    before = sys.getprofile()
+    sys.setprofile(see)
+    try:
+        yield found
+    finally:
+        sys.setprofile(before)
+
+
+@cache
+def _is_models(code: CodeType) -> bool:
+    name = code.co_filename
+    return not name.startswith(_OURS) and (not name.startswith(_PYTHONS) or "site-packages" in name)
+
+
+@cache
+def _stores(code: CodeType) -> frozenset[str]:
+    """Where a function puts anything but into a variable of its own."""
+    return frozenset(
+        f"{code.co_name} stores {each.argval or 'an item'}"
+        for each in dis.get_instructions(code)
+        if each.opname in _STORES
+        or (each.opname == "STORE_DEREF" and each.argval in code.co_freevars)
+    )
+
+
 def _others_random() -> str:
     """The state of random numbers that are not torch's."""
     return repr((random.getstate(), np.random.get_state()))
@@ -273,6 +332,8 @@ class TapeEngine(StepEngine):
             NotTheSameError: the step is no list of operators.
         """
         super().warm_up()
+        if self.listed:
+            return
         with self.unchanged(), self.training():
             batch = next(self._batches(self.problem.batch_sizes[0]))
             if leaves_state(self.model, lambda: self.step(*batch)):
@@ -293,8 +354,10 @@ class TapeEngine(StepEngine):
 
     def _tape(self, *arguments: Tensor) -> Tape:
         tape, before = Tape(arguments), _others_random()
-        with opaque_updates(), _Watch(), tape:
+        with opaque_updates(), _Watch(), tape, _deeds() as deeds:
             self.step(*arguments)
+        if deeds:
+            raise NotTheSameError(f"a step does more than compute ({min(deeds)})")
         if _others_random() != before:
             raise NotTheSameError("a step draws random numbers that are not torch's")
         tape.close()
