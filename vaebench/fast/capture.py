@@ -92,7 +92,7 @@ class CudaCapture:
         try:
             with (
                 torch.cuda.device(self.device),
-                _no_collection(),
+                no_collection(),
                 torch.cuda.graph(graph, pool=self.pool, stream=self.stream),
             ):
                 work()
@@ -138,8 +138,11 @@ def _no_waiting() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Collect no garbage meanwhile: what frees memory of the device would end the recording."""
+def no_collection() -> Iterator[None]:
+    """Collect no garbage meanwhile: what frees memory of the device would end a recording.
+
+    And what is called after each collection would be taken for a part of it.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:

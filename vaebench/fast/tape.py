@@ -37,6 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from vaebench.engine import Sums
+from vaebench.fast.capture import no_collection
 from vaebench.fast.direct import DIRECT
 from vaebench.fast.draft import Draft, Offer
 from vaebench.fast.optimizer import opaque_updates
@@ -354,7 +355,7 @@ class TapeEngine(StepEngine):
 
     def _tape(self, *arguments: Tensor) -> Tape:
         tape, before = Tape(arguments), _others_random()
-        with opaque_updates(), _Watch(), tape, _deeds() as deeds:
+        with opaque_updates(), no_collection(), _Watch(), tape, _deeds() as deeds:
             self.step(*arguments)
         if deeds:
             raise NotTheSameError(f"a step does more than compute ({min(deeds)})")
