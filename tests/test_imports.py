@@ -32,8 +32,8 @@ reference fast.direct fast.layout fast.optimizer fast.given fast.step fast.strea
     fast.kernels.triton_update fast.kernels.triton_kernels fast.kernels.triton_step
     fast.flush_denormal fast.tf32 fast.amp fast.products.operators fast.products.layers
     fast.products.choice fast.products.idle fast.joint_update fast.products fast.batch_norm
-    fast.tape fast.triton fast.native fast.sparse fast.fused_likelihood fast.compile fast.graph
-    fast.build
+    fast.tape.deeds fast.tape fast.triton fast.native fast.sparse fast.fused_likelihood fast.compile
+    fast.graph fast.build
 evaluation
 training.history training.schedules training.average training.state training.divergence
     training.callbacks training.memory training.follow training.inputs training.numbers

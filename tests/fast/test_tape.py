@@ -20,6 +20,7 @@ from vaebench.fast import tape
 from vaebench.fast.build import Built
 from vaebench.fast.register import TECHNIQUES
 from vaebench.fast.tape import Tape, TapeEngine, Value
+from vaebench.fast.tape.deeds import NotTheSameError
 from vaebench.objective import Objective
 
 pytestmark = pytest.mark.usefixtures("kernels_win")
@@ -232,7 +233,7 @@ def test_two_steps_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         engine = _built(_small(between=between), products=False).engine
         built = TapeEngine(engine)
-        with pytest.raises(tape.NotTheSameError, match="two steps do not call"):
+        with pytest.raises(NotTheSameError, match="two steps do not call"):
             built.warm_up()
 
 
@@ -281,8 +282,9 @@ def test_a_list_needs_no_compiler() -> None:
     """Which takes most of a second to load."""
     code = (
         "import sys, torch\n"
-        "from vaebench.fast.tape import Tape, _Watch\n"
-        "with _Watch(), Tape([]):\n"
+        "from vaebench.fast.tape.deeds import Watch\n"
+        "from vaebench.fast.tape import Tape\n"
+        "with Watch(), Tape([]):\n"
         "    torch.ones(3).exp()\n"
         "assert 'torch._dynamo' not in sys.modules"
     )

@@ -14,25 +14,14 @@ model that has hooks, keeps what it computes, or prints, counts or collects anyt
 list would do none of it, without a word.
 """
 
-import contextlib
-import dis
 import itertools
-import logging
-import random
-import sys
-import sysconfig
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, wraps
-from pathlib import Path
-from types import CodeType, FrameType
+from functools import wraps
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -42,27 +31,18 @@ from vaebench.fast.direct import DIRECT
 from vaebench.fast.draft import Draft, Offer
 from vaebench.fast.optimizer import opaque_updates
 from vaebench.fast.step import Step, StepEngine, has_hooks
+from vaebench.fast.tape.deeds import NotTheSameError, Watch, deeds, others_random
 from vaebench.models.protocol import is_altered
 from vaebench.models.snapshot import leaves_state
 
 _ARGUMENTS = ("images", "index", "eps", "totals")
 _SAME = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)  # as their argument
 _FRESH, _CLONE = torch.ops.aten.lift_fresh.default, torch.ops.aten.clone.default
-_LOOKS = (Tensor.numpy, Tensor.tolist, Tensor.__array__)
 _BY_VALUE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
-# Code that is nobody's model: torch's, ours, what dataclasses make of themselves, Python's.
-_OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<frozen", "<string>")
-_PYTHONS = sysconfig.get_path("stdlib")
-_STORES = ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "STORE_SUBSCR", "DELETE_SUBSCR")
-_COLLECTS = ("append", "appendleft", "extend", "insert", "add", "update", "setdefault", "pop")
 # Products of the library's: like our own operators, nothing that a compiler makes faster.
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward")
 # The share of a step that they take from which on a compiler is not asked; steps timed for it.
 ENOUGH, TIMED = 0.75, 10
-
-
-class NotTheSameError(RuntimeError):
-    """The step is no list of operators; the message is one line: why."""
 
 
 def offer(draft: Draft) -> Offer | str:
@@ -204,70 +184,6 @@ class Tape(TorchDispatchMode):
 Tape.__torch_dispatch__ = Tape.call  # type: ignore[assignment]
 
 
-class _Watch(TorchFunctionMode):
-    """Sees what is no operator: values that are handed to somebody else."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call it.
-
-        Raises:
-            NotTheSameError: it looks at values.
-        """
-        if func in _LOOKS:
-            raise NotTheSameError(f"a step looks at values ({func.__name__})")
-        return func(*args, **(kwargs or {}))
-
-
-@contextlib.contextmanager
-def _deeds() -> Iterator[set[str]]:
-    """Collect what a model's own code does beside computing, in words, while this lasts.
-
-    Whatever is stored in a function that is called counts, in a branch not taken too; so does a
-    list that is the function's own: who errs here stays eager.
-    """
-    found: set[str] = set()
-
-    def see(frame: FrameType, event: str, arg: Any) -> None:
-        if event == "call" and frame.f_code.co_filename == logging.__file__:
-            if frame.f_back and _is_models(frame.f_back.f_code):
-                found.add("logging")
-        elif event == "call" and _is_models(frame.f_code):
-            found.update(_stores(frame.f_code))
-        elif event == "c_call" and _is_models(frame.f_code):
-            holds = isinstance(getattr(arg, "__self__", None), list | dict | set | deque)
-            if arg is print or arg.__name__ == "write" or (holds and arg.__name__ in _COLLECTS):
-                found.add(f"{frame.f_code.co_name} calls {arg.__name__}")
-
-    before = sys.getprofile()
-    sys.setprofile(see)
-    try:
-        yield found
-    finally:
-        sys.setprofile(before)
-
-
-@cache
-def _is_models(code: CodeType) -> bool:
-    name = code.co_filename
-    return not name.startswith(_OURS) and (not name.startswith(_PYTHONS) or "site-packages" in name)
-
-
-@cache
-def _stores(code: CodeType) -> frozenset[str]:
-    """Where a function puts anything but into a variable of its own."""
-    return frozenset(
-        f"{code.co_name} stores {each.argval or 'an item'}"
-        for each in dis.get_instructions(code)
-        if each.opname in _STORES
-        or (each.opname == "STORE_DEREF" and each.argval in code.co_freevars)
-    )
-
-
-def _others_random() -> str:
-    """The state of random numbers that are not torch's."""
-    return repr((random.getstate(), np.random.get_state()))
-
-
 def written(tape: Tape, of: Callable[[Any], Callable[..., Any]]) -> Step:
     """Make a tape's calls into one function of its arguments; ``of`` an operator: what to call."""
     calls = tape.needed()
@@ -354,12 +270,12 @@ class TapeEngine(StepEngine):
         yield self.images, index, torch.randn_like(noise), torch.zeros(2).double()
 
     def _tape(self, *arguments: Tensor) -> Tape:
-        tape, before = Tape(arguments), _others_random()
-        with opaque_updates(), no_collection(), _Watch(), tape, _deeds() as deeds:
+        tape, before = Tape(arguments), others_random()
+        with opaque_updates(), no_collection(), Watch(), tape, deeds() as beside:
             self.step(*arguments)
-        if deeds:
-            raise NotTheSameError(f"a step does more than compute ({min(deeds)})")
-        if _others_random() != before:
+        if beside:
+            raise NotTheSameError(f"a step does more than compute ({min(beside)})")
+        if others_random() != before:
             raise NotTheSameError("a step draws random numbers that are not torch's")
         tape.close()
         return tape
