@@ -18,21 +18,21 @@ MODULES = {
 # own. What is listed as a room stands for all its modules, which do not import one another.
 _HOUSE = """
 system.fork system.start errors fast.register workloads config.fields config.groups config engine
-system.random system.threads system.device system.timing system.info system.toolchain
-    system.distributed system.worker
+system.garbage system.random system.threads system.device system.timing system.info
+    system.toolchain system.distributed system.worker
 data.images data.idx data.arrays data.files data.download data.strokes data.mnist5k data.load
-    data.streaming data.labels data.transforms data.datasets data.loader data.binarize
-    models.snapshot models.protocol likelihoods models.base models.mlp models.conv models.networks
-    models.pretrained objective models.adapt.squash models.adapt.names models.adapt.read
-    models.adapt.ways models.adapt.trial models.adapt.encoding models.adapt.decoding
-    models.adapt problem
+    data.streaming data.labels data.transforms data.datasets data.loader data.binarize models.code
+    models.snapshot models.fingerprint models.protocol likelihoods models.base models.mlp
+    models.conv models.networks models.pretrained objective models.adapt.squash models.adapt.names
+    models.adapt.read models.adapt.ways models.adapt.trial models.adapt.encoding
+    models.adapt.decoding models.adapt problem
 reference fast.direct fast.layout fast.optimizer fast.given fast.step fast.stream fast.parallel
     fast.admit fast.chain.layers fast.chain.kernel fast.chain.read fast.chain.score fast.draft
     fast.crew fast.capture fast.threads fast.kernels.nonzero fast.kernels.triton_tiles
     fast.kernels.triton_update fast.kernels.triton_kernels fast.kernels.triton_step
     fast.flush_denormal fast.tf32 fast.amp fast.products.operators fast.products.layers
     fast.products.choice fast.products.idle fast.joint_update fast.products fast.batch_norm
-    fast.tape.deeds fast.tape fast.triton fast.native fast.sparse fast.fused_likelihood fast.compile
+    fast.tape fast.triton fast.native fast.sparse fast.fused_likelihood fast.compile
     fast.graph fast.build
 evaluation
 training.history training.schedules training.average training.state training.divergence

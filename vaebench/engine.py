@@ -41,6 +41,13 @@ class Engine(Protocol):
         """Steps that it likes to be handed at once, or a multiple of them; any number will do."""
 
     @property
+    def holds_tensors(self) -> bool:
+        """Whether it goes on with tensors that the model held, where others have taken their place.
+
+        Parameters and buffers aside, for which any engine is made anew.
+        """
+
+    @property
     def remarks(self) -> Sequence[str]:
         """Lines on what it found out while it trained."""
 

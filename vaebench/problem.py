@@ -10,9 +10,11 @@ from vaebench.config import OptimizerConfig
 from vaebench.data.images import to_unit
 from vaebench.data.streaming import explained, fits
 from vaebench.errors import InputError
-from vaebench.models.adapt import adapted
+from vaebench.models.adapt import Adapted, adapted
+from vaebench.models.code import Deeds, deeds
+from vaebench.models.fingerprint import Fingerprint, changes, fingerprint
 from vaebench.models.protocol import EncoderDecoder, as_vae, explaining, latent_size
-from vaebench.models.snapshot import changes, fingerprint, untouched
+from vaebench.models.snapshot import others_random, untouched
 from vaebench.objective import Objective, loss_terms
 
 
@@ -35,6 +37,9 @@ class Problem:
         resident: whether the images are kept where the model is; else they are streamed.
         steady: whether a step changes nothing of the model's but tensors: else only its own code,
             run step by step, does what it does.
+        told, stored: what a step of the model's own code does beside computing, in words; see
+            :class:`vaebench.models.code.Deeds`.
+        kept: names of the attributes in which it keeps tensors that it computes.
         given: the caller's own optimiser, in place of that rule; None: there is none.
         notes: a line for each thing that was found out, and that the user should know.
     """
@@ -51,6 +56,9 @@ class Problem:
     sample_batch: Tensor
     resident: bool = True
     steady: bool = True
+    told: tuple[str, ...] = ()
+    stored: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
     given: torch.optim.Optimizer | None = None
     notes: tuple[str, ...] = ()
 
@@ -58,6 +66,18 @@ class Problem:
     def adapted(self) -> bool:
         """Whether something stands between the model and the objective."""
         return id(self.vae) != id(self.model)
+
+    @property
+    def varies(self) -> bool:
+        """Whether one step may leave parameters out that another uses.
+
+        The model's code may choose by what it looks at, counts or draws.
+        """
+        return bool(self.told) or not self.steady
+
+    def fingerprint(self) -> Fingerprint:
+        """Tell the model from what it is later; see :mod:`vaebench.models.fingerprint`."""
+        return _fingerprint(self.model, self.vae)
 
     @property
     def batch_size(self) -> int:
@@ -106,15 +126,14 @@ class Problem:
             latent_dim = latent_size(vae, x[:1], *(t[:1] for t in y))
         n, batch_size = len(images), optimizer.batch_size
         probe = _Probe(model, as_vae(vae), objective, x, y, latent_dim)
-        params, unsteady = probe.run({min(batch_size, n, 2), min(n % batch_size, 2)} - {0})
-        if unsteady:
-            notes.append(
-                f"{type(model).__name__} keeps Python state that changes from step to step "
-                f"({', '.join(unsteady[:3])}): trained eagerly, step by step"
-            )
+        found = probe.run({min(batch_size, n, 2), min(n % batch_size, 2)} - {0})
+        if found.unsteady:
+            notes.append(f"{type(model).__name__} {found.unsteady}: trained eagerly, step by step")
         return cls(
-            model, as_vae(vae), images, labels, objective, optimizer, device, latent_dim, params, x,
-            resident=resident, steady=not unsteady, given=given, notes=tuple(notes),
+            model, as_vae(vae), images, labels, objective, optimizer, device, latent_dim,
+            found.params, x, resident=resident, steady=not found.unsteady,
+            told=tuple(sorted(found.deeds.told)), stored=tuple(sorted(found.deeds.stored)),
+            kept=tuple(found.kept), given=given, notes=tuple(notes),
         )  # fmt: skip
 
     def again(self, batch_size: int | None = None) -> "Problem":
@@ -154,6 +173,24 @@ def device_of(model: nn.Module) -> torch.device:
     return device
 
 
+def _fingerprint(model: nn.Module, vae: EncoderDecoder) -> Fingerprint:
+    sources = vae.sources if isinstance(vae, Adapted) else [vae.encode, vae.decode]
+    return fingerprint(model, sources)
+
+
+class _Found(NamedTuple):
+    """What a probe finds: the parameters that the loss depends on, and what a step does else.
+
+    ``unsteady`` says why only its own code, run step by step, does what it does, if so; ``kept``
+    names attributes in which it puts tensors.
+    """
+
+    params: list[Tensor]
+    unsteady: str
+    kept: list[str]
+    deeds: Deeds
+
+
 class _Probe(NamedTuple):
     """A model to be run forward and backward on a few images."""
 
@@ -164,11 +201,8 @@ class _Probe(NamedTuple):
     y: tuple[Tensor, ...]
     latent_dim: int
 
-    def run(self, sizes: set[int]) -> tuple[list[Tensor], list[str]]:
+    def run(self, sizes: set[int]) -> _Found:
         """Run it on batches of these sizes: some models (batch norm) do not train on one image.
-
-        Returns:
-            The parameters that the loss depends on, and the Python state that a step changes.
 
         Raises:
             InputError: it cannot be trained.
@@ -178,15 +212,22 @@ class _Probe(NamedTuple):
                 f"every parameter of {type(self.model).__name__} is frozen: set requires_grad on "
                 "some"
             )
-        unsteady: list[str] = []
         for size in sorted(sizes):
             name, images = self.model._get_name(), f"{size} image{'s' * (size > 1)}"
             message = f"{name} cannot be trained on a batch of {images}: it raised"
             with explaining(message), untouched(self.model):
-                before = fingerprint(self.model.train())
-                params = self._step(size)
-                unsteady = changes(before, fingerprint(self.model))
-        return params, unsteady
+                self.model.train()
+                before, drawn = _fingerprint(self.model, self.vae), others_random()
+                with deeds() as found:
+                    params = self._step(size)
+                after, others = _fingerprint(self.model, self.vae), others_random() != drawn
+        unsteady = "draws random numbers that are not torch's" if others else ""
+        if changed := changes(before.state, after.state):
+            what = ", ".join(changed[:3])
+            unsteady = f"keeps Python state that changes from step to step ({what})"
+        if unsteady or found.told:  # then the next step may use other ones
+            params = [p for p in self.model.parameters() if p.requires_grad]
+        return _Found(params, unsteady, changes(before.memory, after.memory), found)
 
     def _step(self, size: int) -> list[Tensor]:
         """Give the parameters that the loss of a batch depends on.

@@ -46,6 +46,7 @@ class ReferenceEngine:
     """
 
     steps_at_once = 1
+    holds_tensors = False
     remarks = ()
 
     def __init__(

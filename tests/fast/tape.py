@@ -3,7 +3,7 @@
 Recording notes every operator that the work calls, with the very tensors it was given, and leaves
 their values as they were. A replay runs those operators again on those tensors: no Python of the
 work's is run, a number that was read from a variable is frozen, and what is in the tensors now is
-read anew. Waiting for a value on the host cannot be recorded.
+read anew. Waiting for a size on the host cannot be recorded.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func is torch.ops.aten.nonzero.default:
             raise RuntimeError("operation not permitted when stream is capturing\nmore words")
         # Batch norm changes its statistics without saying so.
         secret = "batch_norm" in func.name()

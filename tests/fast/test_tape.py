@@ -19,8 +19,7 @@ from vaebench.data.strokes import make_strokes
 from vaebench.fast import tape
 from vaebench.fast.build import Built
 from vaebench.fast.register import TECHNIQUES
-from vaebench.fast.tape import Tape, TapeEngine, Value
-from vaebench.fast.tape.deeds import NotTheSameError
+from vaebench.fast.tape import NotTheSameError, Tape, TapeEngine, Value
 from vaebench.objective import Objective
 
 pytestmark = pytest.mark.usefixtures("kernels_win")
@@ -143,6 +142,10 @@ def _branch(model: Any, x: Tensor) -> Tensor:
     return x * 2 if x.detach().numpy().sum() > 1e9 else x
 
 
+def _asarray(model: Any, x: Tensor) -> Tensor:
+    return x * 2 if np.asarray(x.detach()).sum() > 1e9 else x
+
+
 def _listed(model: Any, x: Tensor) -> Tensor:
     return x * 2 if max(x.detach().flatten().tolist()) > 1e9 else x
 
@@ -160,6 +163,7 @@ def _kept(model: Any, x: Tensor) -> Tensor:
     return x
 
 
+ANCHOR = torch.ones(())
 SEEN: list[Tensor] = []
 COUNT = {"steps": 0}
 
@@ -171,6 +175,12 @@ def _collected(model: Any, x: Tensor) -> Tensor:
 
 def _counted(model: Any, x: Tensor) -> Tensor:
     COUNT["steps"] += 1
+    return x
+
+
+def _put(model: Any, x: Tensor) -> Tensor:
+    mine: dict[str, Tensor] = {}
+    mine["seen"] = x.detach().mean()
     return x
 
 
@@ -187,16 +197,18 @@ def _logged(model: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("between", "said"),
     [
-        (_collected, "_collected calls append"),
-        (_counted, "_counted stores an item"),
+        (_collected, "changes from step to step (SEEN)"),
+        (_counted, "changes from step to step (COUNT)"),
+        (_put, "_put stores an item"),
         (_printed, "_printed calls print"),
-        (_logged, "logging"),
-        (_item, "looks at values"),
+        (_logged, "_logged logs"),
+        (_item, "_item looks at values"),
         (_python_random, "not torch's"),
         (_legacy_random, "not torch's"),
         (_numpy_random, "take other tensors"),
-        (_branch, "looks at values"),
-        (_listed, "looks at values"),
+        (_branch, "_branch calls numpy"),
+        (_asarray, "handed to numpy"),
+        (_listed, "_listed calls tolist"),
         (_shapes, "looks at values"),
         (_reshaped, "another shape in place"),
         (_kept, "keeps what it computes"),
@@ -207,7 +219,36 @@ def test_a_step_that_is_no_list_stays_as_it_is(between: Callable[..., Any], said
     built = _built(model)
     assert built.actual["products"]
     assert not built.actual["tape"]
-    assert said in _note(built)
+    assert said in _note(built) + "".join(built.engine.problem.notes)
+
+
+def _anchored(model: Any, x: Tensor) -> Tensor:
+    scaled: Tensor = x * ANCHOR * model.mean.exp()
+    return scaled
+
+
+@pytest.mark.parametrize("where", ["a global", "an attribute"])
+def test_another_tensor_takes_ones_place(where: str) -> None:
+    """Between epochs: what a list goes on with is not what the model's code reads."""
+    elbos = []
+    engines: list[dict[str, Any]] = [{"engine": "reference"}, {}]
+    for how in engines:
+        globals().update(ANCHOR=torch.ones(()))
+        model = _small(between=_anchored)
+
+        def replace(_: Any, model: Small = model) -> None:
+            if where == "a global":
+                globals().update(ANCHOR=torch.tensor(0.5))
+            else:
+                model.mean = torch.tensor(-1.0)
+
+        history = vaebench.fit(
+            model, IMAGES, epochs=2, batch_size=BATCH, seed=1, device="cpu", on_epoch=replace, **how
+        )
+        elbos.append([record.train_elbo for record in history.epochs])
+    assert history.actual["tape"]
+    assert elbos[1] == pytest.approx(elbos[0], rel=2e-5)
+    assert "the model was changed (" in "".join(history.notes)
 
 
 def _constant(model: Any, x: Tensor) -> Tensor:
@@ -282,9 +323,8 @@ def test_a_list_needs_no_compiler() -> None:
     """Which takes most of a second to load."""
     code = (
         "import sys, torch\n"
-        "from vaebench.fast.tape.deeds import Watch\n"
         "from vaebench.fast.tape import Tape\n"
-        "with Watch(), Tape([]):\n"
+        "with Tape([]):\n"
         "    torch.ones(3).exp()\n"
         "assert 'torch._dynamo' not in sys.modules"
     )

@@ -73,7 +73,7 @@ def _begun(problem: Problem) -> OptimizerState:
     """An optimiser's state as training begins."""
     if problem.given is not None:
         return GivenState.around(problem.given, problem.params, problem.optimizer)
-    return OptimizerState.of(problem.params, problem.optimizer)
+    return OptimizerState.of(problem.params, problem.optimizer, apart=problem.varies)
 
 
 def _regretted(draft: Draft, plain: StepEngine) -> tuple[Technique, str] | None:

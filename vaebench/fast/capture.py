@@ -1,7 +1,6 @@
 """Work on a GPU, recorded once and replayed: CUDA graphs, and what can be timed of them."""
 
 import contextlib
-import gc
 import traceback
 import warnings
 import weakref
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from vaebench.fast.admit import Verdict
 from vaebench.fast.step import StepEngine
+from vaebench.system.garbage import no_collection
 from vaebench.system.timing import best_seconds
 
 # Steps of one replay, where a step is timed as to compare precisions, and seconds for it.
@@ -135,21 +135,6 @@ def _no_waiting() -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)
-
-
-@contextlib.contextmanager
-def no_collection() -> Iterator[None]:
-    """Collect no garbage meanwhile: what frees memory of the device would end a recording.
-
-    And what is called after each collection would be taken for a part of it.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _let_go(error: BaseException | None) -> None:

@@ -110,6 +110,7 @@ class Draft:
             plan.autocast,
             labels=labels,
             exchange=exchange if group else alone,
+            varies=problem.varies,
         )
         if plan.compiled:
             part = group.share(problem.batch_size) if group else slice(0, problem.batch_size)

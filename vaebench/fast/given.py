@@ -86,11 +86,16 @@ class GivenState(OptimizerState):
         """Nothing is known of its counts."""
         return False
 
-    def following(self, params: list[Tensor]) -> "GivenState":
+    def following(self, params: list[Tensor], *, apart: bool = False) -> "GivenState":
         """Go on with these parameters; it remembers each by itself."""
         found = GivenState.around(self.given, params, self.settings)
         object.__setattr__(found, "base", self.base)
         return found
+
+    def only(self, chosen: list[int]) -> "GivenState":
+        """The same optimiser, and some of its parameters alone."""
+        params = [self.params[i] for i in chosen]
+        return GivenState(params, {}, [], self.lr, self.settings, given=self.given, base=self.base)
 
     def set_lr(self, lr: float) -> None:
         """Take ``lr`` as a share of the config's: each group's own is multiplied by it.

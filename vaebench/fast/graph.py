@@ -42,6 +42,8 @@ def offer(draft: Draft) -> Offer | str:
         return ""
     if draft.problem.given is not None:
         return "a caller's optimiser may do what a graph cannot repeat; trained step by step"
+    if told := draft.problem.told:
+        return f"a step does more than compute ({told[0]}), which no graph repeats; left out"
     replayed = GraphEngine(draft.engine, capture)
     try:
         replayed.warm_up()
@@ -63,6 +65,8 @@ class GraphEngine(StepEngine):
         plain: the engine whose step is recorded.
         capture: what records.
     """
+
+    holds_tensors = True
 
     def __init__(self, plain: StepEngine, capture: Capture) -> None:
         super().__init__(plain.problem, plain.step, plain.optimizer, plain.contexts)

@@ -93,15 +93,17 @@ class OptimizerState:
         object.__setattr__(self, "counts", list({id(s): s for s in self.steps}.values()))
 
     @classmethod
-    def of(cls, params: list[Tensor], settings: OptimizerConfig) -> "OptimizerState":
-        """Start: moments zero, step 0."""
+    def of(
+        cls, params: list[Tensor], settings: OptimizerConfig, *, apart: bool = False
+    ) -> "OptimizerState":
+        """Start: moments zero, step 0; ``apart``: each parameter has a count of its own."""
         device = params[0].device
         step = torch.zeros((), dtype=torch.float32, device=device)
         names = remembered(settings)
         return cls(
             params,
             {name: [torch.zeros_like(p) for p in params] for name in names},
-            [step] * len(params),
+            [step.clone() if apart else step for _ in params],
             torch.tensor(settings.lr, dtype=torch.float32, device=device),
             settings,
         )
@@ -127,7 +129,7 @@ class OptimizerState:
         usual = (self.settings.adam_betas, self.settings.weight_decay) == ((0.9, 0.999), 0)
         return self.is_adam and usual
 
-    def following(self, params: list[Tensor]) -> "OptimizerState":
+    def following(self, params: list[Tensor], *, apart: bool = False) -> "OptimizerState":
         """Go on with these parameters: what is remembered of each goes with it.
 
         One that was not there before starts as at the beginning; one that is not there any more
@@ -150,6 +152,7 @@ class OptimizerState:
         now = [known[id(p)] if id(p) in known else begun(p) for p in params]
         _, steps, *lists = map(list, zip(*now, strict=True))
         moments = dict(zip(self.moments, lists, strict=True))
+        steps = [step.clone() for step in steps] if apart else steps
         return OptimizerState(params, moments, steps, self.lr, self.settings, resting)
 
     def set_lr(self, lr: float) -> None:
@@ -196,6 +199,20 @@ class OptimizerState:
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Copy in what :meth:`memory` gave; raises as :func:`vaebench.engine.copy_state`."""
         copy_state(state, self.memory())
+
+    def only(self, chosen: list[int]) -> "OptimizerState":
+        """The same memory, of some of the parameters alone."""
+        moments = {name: [ts[i] for i in chosen] for name, ts in self.moments.items()}
+        params, steps = ([ts[i] for i in chosen] for ts in (self.params, self.steps))
+        return OptimizerState(params, moments, steps, self.lr, self.settings)
+
+    def update_by(self, grads: tuple[Tensor | None, ...]) -> None:
+        """Take one step; parameters without a gradient stay as they are, as in torch.optim."""
+        given = [grad for grad in grads if grad is not None]
+        if len(given) == len(grads):
+            self.update(tuple(given))
+        elif given:
+            self.only([i for i, g in enumerate(grads) if g is not None]).update(tuple(given))
 
     @torch.no_grad()
     def update(self, grads: tuple[Tensor, ...]) -> None:

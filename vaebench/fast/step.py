@@ -7,6 +7,7 @@ a function can be run eagerly, compiled into one graph, or captured.
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,7 @@ def make_step(
     *,
     labels: Tensor | None = None,
     exchange: Exchange = alone,
+    varies: bool = False,
 ) -> Step:
     """Build the step function.
 
@@ -55,6 +57,7 @@ def make_step(
         autocast: the dtype for matrix products, None for float32.
         labels: (N, ...) to be handed to the model, at the same index as the images.
         exchange: between backward pass and update, in several processes.
+        varies: whether a step may leave parameters out; they are not updated then.
     """
     device_type = optimizer.params[0].device.type
     hooked = [p for p in optimizer.params if getattr(p, "_post_accumulate_grad_hooks", None)]
@@ -68,14 +71,26 @@ def make_step(
             device_type, dtype=autocast, enabled=autocast is not None, cache_enabled=False
         ):
             loss, recon, kl = loss_terms(vae, objective, x, eps, *y)
-        grads = torch.autograd.grad(loss, optimizer.params)
+        grads = torch.autograd.grad(loss, optimizer.params, allow_unused=varies)
+        if varies and exchange is not alone:  # which others may have gradients of
+            grads = _filled(optimizer.params, grads)
         if hooked:
             grads = _after_hooks(optimizer.params, grads)
         # Before the update: a compiled sum may read a bias only here; it must not have moved on.
         totals += torch.stack((recon.detach().sum(), kl.detach().sum()))
-        optimizer.update(exchange(grads, len(index)))
+        grads = exchange(grads, len(index))
+        if varies:
+            optimizer.update_by(grads)
+        else:
+            optimizer.update(grads)
 
     return step
+
+
+def _filled(params: list[Tensor], grads: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    """Gradients with zeros for those that are none."""
+    pairs = zip(params, grads, strict=True)
+    return tuple(torch.zeros_like(p) if grad is None else grad for p, grad in pairs)
 
 
 def has_hooks(params: Sequence[Tensor]) -> bool:
@@ -84,13 +99,18 @@ def has_hooks(params: Sequence[Tensor]) -> bool:
     return any(getattr(p, name, None) for p in params for name in names)
 
 
-def _after_hooks(params: list[Tensor], grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _after_hooks(params: list[Tensor], grads: tuple[Any, ...]) -> tuple[Any, ...]:
     """Run hooks that expect a parameter's gradient in its ``grad``, where backward() puts it."""
     for param, grad in zip(params, grads, strict=True):
         param.grad = grad
+        if grad is None:
+            continue
         for hook in tuple((getattr(param, "_post_accumulate_grad_hooks", None) or {}).values()):
             hook(param)
-    left = tuple(torch.zeros_like(p) if p.grad is None else p.grad for p in params)
+    left = tuple(
+        torch.zeros_like(p) if p.grad is None and grad is not None else p.grad
+        for p, grad in zip(params, grads, strict=True)
+    )
     for param in params:
         param.grad = None
     return left
@@ -105,6 +125,8 @@ class StepEngine:
         optimizer: the state that ``step`` updates.
         contexts: entered while it trains, innermost last; each a function that gives one.
     """
+
+    holds_tensors = False
 
     def __init__(
         self,

@@ -1,25 +1,18 @@
 """What the trainer needs of a model, and whether one has it."""
 
 import contextlib
-import os
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from vaebench.errors import InputError
+from vaebench.models.code import is_models
 
 # What PyTorch calls in place of, or around, a module's own forward.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
-# Whose frames say nothing about a model's own code.
-_TORCH = str(Path(torch.__file__).parent) + os.sep
-_PACKAGE = str(Path(__file__).parents[1]) + os.sep
-_PYTHON = str(Path(os.__file__).parent) + os.sep
 
 
 class Gaussian(NamedTuple):
@@ -161,10 +154,8 @@ def reason(error: Exception) -> str:
     """
     message = f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        file = frame.filename
-        installed = f"{os.sep}site-packages{os.sep}" in file  # which lies in Python's own folder
-        if not file.startswith((_TORCH, _PACKAGE)) and (installed or not file.startswith(_PYTHON)):
-            return f"{message} ({file}:{frame.lineno})"
+        if is_models(frame.filename):
+            return f"{message} ({frame.filename}:{frame.lineno})"
     return message
 
 

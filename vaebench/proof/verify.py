@@ -203,8 +203,10 @@ class Proof:
         problem.model.train()
         loss, recon, kl = loss_terms(problem.vae, problem.objective, x, noise.double(), *y)
         settings = problem.optimizer
-        grads = torch.autograd.grad(loss, problem.params)
-        grads = clipped(grads, settings.clip_norm, settings.clip_value)  # as the reference's are
+        found = torch.autograd.grad(loss, problem.params, allow_unused=problem.varies)
+        given = tuple(grad for grad in found if grad is not None)
+        cut = iter(clipped(given, settings.clip_norm, settings.clip_value))  # as the reference's
+        grads = [None if grad is None else next(cut) for grad in found]
         got = rules.Outcome(float((recon - kl).detach().sum()), grads, [], {})
         self._note("objective", "L0", rules.exactly(self.subject.names, got, want))
 

@@ -15,7 +15,7 @@ from vaebench.engine import Engine
 from vaebench.fast.build import make_engine
 from vaebench.fast.register import TECHNIQUES
 from vaebench.fast.step import StepEngine
-from vaebench.models.snapshot import changes, fingerprint
+from vaebench.models.fingerprint import changes
 from vaebench.problem import Problem
 from vaebench.reference import ReferenceEngine
 from vaebench.system.distributed import Group
@@ -65,7 +65,7 @@ class Follower:
 
     def left(self) -> None:
         """Remember the model as the training leaves it."""
-        self.before = fingerprint(self.problem.model)
+        self.before = self.problem.fingerprint()
 
     def follow(self) -> list[str]:
         """Make an engine for the model as it is now, if it is not as it was left; say so in lines.
@@ -73,7 +73,11 @@ class Follower:
         Raises:
             InputError: the model can no longer be trained.
         """
-        changed = changes(self.before, fingerprint(self.problem.model))
+        now = self.problem.fingerprint()
+        changed = changes(self.before.state, now.state)
+        if self.engine.holds_tensors:
+            others = changes(self.before.memory, now.memory)
+            changed += [name for name in others if name not in self.problem.kept + tuple(changed)]
         if not changed:
             return []
         self.times += 1
@@ -91,7 +95,8 @@ class Follower:
 
     def _make_anew(self, fast: FastConfig) -> list[str]:
         """Make an engine that goes on from the optimiser's state; give the notes that are new."""
-        optimizer = cast(StepEngine, self.engine).optimizer.following(self.problem.params)
+        before = cast(StepEngine, self.engine).optimizer
+        optimizer = before.following(self.problem.params, apart=self.problem.varies)
         built = make_engine(self.problem, fast, self.group, optimizer)
         self.engine = built.engine
         new = [note for note in built.notes if note not in self.notes]

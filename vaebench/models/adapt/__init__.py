@@ -61,6 +61,12 @@ class Adapted(nn.Module):
         """The model's own p(z), if it has one."""
         return getattr(self.model, "mixture_prior", None)
 
+    @property
+    def sources(self) -> list[Callable[..., Any]]:
+        """What is called of the model's, or of the caller's own, to encode and decode."""
+        found = [way.source for ways in self.ways.values() for way in ways]
+        return [getattr(self.model, each) if isinstance(each, str) else each for each in found]
+
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Give the model's own, under its own keys."""
         return self.model.state_dict(*args, **kwargs)
