@@ -39,7 +39,7 @@ class Problem:
             run step by step, does what it does.
         told, stored: what a step of the model's own code does beside computing, in words; see
             :class:`vaebench.models.code.Deeds`.
-        kept: names of the attributes in which it keeps tensors that it computes.
+        kept: names of what it keeps tensors in that it computes, as in a fingerprint's memory.
         given: the caller's own optimiser, in place of that rule; None: there is none.
         notes: a line for each thing that was found out, and that the user should know.
     """
@@ -74,6 +74,12 @@ class Problem:
         The model's code may choose by what it looks at, counts or draws.
         """
         return bool(self.told) or not self.steady
+
+    def keepers(self) -> list[tuple[nn.Module, str]]:
+        """The modules that keep a tensor that they computed, and the attributes that do."""
+        modules = dict(self.model.named_modules())
+        found = [name.rpartition(".") for name in self.kept]
+        return [(modules[path], name) for path, _, name in found if path in modules]
 
     def fingerprint(self) -> Fingerprint:
         """Tell the model from what it is later; see :mod:`vaebench.models.fingerprint`."""
@@ -122,7 +128,7 @@ class Problem:
         y = () if labels is None else (labels[:2],)
         vae, understood = adapted(model, x, objective.likelihood, *y)
         notes += understood
-        with untouched(vae):
+        with untouched(vae), torch.enable_grad():  # which its code may want
             latent_dim = latent_size(vae, x[:1], *(t[:1] for t in y))
         n, batch_size = len(images), optimizer.batch_size
         probe = _Probe(model, as_vae(vae), objective, x, y, latent_dim)
@@ -182,7 +188,7 @@ class _Found(NamedTuple):
     """What a probe finds: the parameters that the loss depends on, and what a step does else.
 
     ``unsteady`` says why only its own code, run step by step, does what it does, if so; ``kept``
-    names attributes in which it puts tensors.
+    names what it puts tensors in.
     """
 
     params: list[Tensor]
@@ -217,17 +223,21 @@ class _Probe(NamedTuple):
             message = f"{name} cannot be trained on a batch of {images}: it raised"
             with explaining(message), untouched(self.model):
                 self.model.train()
+                start = _fingerprint(self.model, self.vae)
+                self._step(size)  # the tensors that it keeps are there after one
                 before, drawn = _fingerprint(self.model, self.vae), others_random()
                 with deeds() as found:
                     params = self._step(size)
                 after, others = _fingerprint(self.model, self.vae), others_random() != drawn
         unsteady = "draws random numbers that are not torch's" if others else ""
-        if changed := changes(before.state, after.state):
+        changed = changes(start.state, before.state, but=before.memory)
+        if changed := changed or changes(before.state, after.state):
             what = ", ".join(changed[:3])
             unsteady = f"keeps Python state that changes from step to step ({what})"
         if unsteady or found.told:  # then the next step may use other ones
             params = [p for p in self.model.parameters() if p.requires_grad]
-        return _Found(params, unsteady, changes(before.memory, after.memory), found)
+        kept = [name for name, t in after.memory.items() if t != before.memory.get(name)]
+        return _Found(params, unsteady, kept, found)
 
     def _step(self, size: int) -> list[Tensor]:
         """Give the parameters that the loss of a batch depends on.

@@ -334,3 +334,32 @@ def test_without_a_compiler_the_library_convolves(monkeypatch: pytest.MonkeyPatc
     built = make_engine(model, images, OBJECTIVE, BATCH, LR, CPU)
     (note,) = built.notes
     assert note.startswith("--products: a native kernel needs a C++ compiler")
+
+
+def _made_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if such a weight were the layer's own."""
+    monkeypatch.setattr(
+        products, "is_plain", lambda m: isinstance(m, nn.Conv2d | UP) and m.kernel_size == (3, 3)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*spectral_norm:FutureWarning")
+@pytest.mark.parametrize("mistaken", [False, True])
+def test_a_weight_that_is_made_of_another(mistaken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spectral norm by hooks: at first the two share their memory, which layouts must not touch."""
+    images = make_strokes(96, seed=3)[0]
+    elbos = []
+    for engine in ("reference", "fast"):
+        torch.manual_seed(0)
+        model = Small()
+        nn.utils.spectral_norm(model.up[0])
+        if mistaken and engine == "fast":
+            _made_of_another(monkeypatch)
+            with pytest.warns(UserWarning, match="products went wrong here"):
+                history = vaebench.fit(model, images, epochs=3, batch_size=BATCH, device="cpu")
+        else:
+            how = {"batch_size": BATCH, "device": "cpu", "engine": engine}
+            history = vaebench.fit(model, images, epochs=3, **how)  # type: ignore[arg-type]
+        elbos.append([record.train_elbo for record in history.epochs])
+    assert elbos[1] == pytest.approx(elbos[0], rel=1e-4)
+    assert bool(history.actual["products"]) is not mistaken

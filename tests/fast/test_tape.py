@@ -334,3 +334,13 @@ def test_a_list_needs_no_compiler() -> None:
 def test_it_stands_where_the_register_says() -> None:
     names = [t.name for t in TECHNIQUES]
     assert names.index("batch_norm") < names.index("tape") < names.index("compile")
+
+
+def test_an_operator_of_something_else_stays_out() -> None:
+    """DataParallel hands its profiler's own objects about, which refuse to be compared."""
+    model = _small()
+    model.down = nn.DataParallel(model.down)  # type: ignore[assignment]
+    built = _built(model)
+    assert not built.actual["tape"]
+    assert "left out" in _note(built)
+    _trained(built)

@@ -252,3 +252,31 @@ def test_a_model_that_is_only_evaluated_may_be_frozen_and_in_inference_mode(x: T
     with torch.inference_mode():
         got, want = (vaebench.evaluate(m, x).elbo for m in (model, plain))
     assert got == pytest.approx(want, rel=1e-6)
+
+
+class Hooked(nn.Module):
+    """Its code wants gradients: of a tensor, and at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(36, 6), nn.Linear(3, 36)
+
+    def encode(self, x: Tensor) -> Any:
+        return self.down(x.flatten(1)).chunk(2, 1)
+
+    def decode(self, z: Tensor) -> Tensor:
+        output: Tensor = self.up(z)
+        if self.training:
+            output.register_hook(lambda grad: grad.clamp(-0.1, 0.1))
+            slope = torch.autograd.grad(output.sum(), self.up.weight, create_graph=True)[0]
+            output = output + 0 * slope.sum()
+        return output
+
+
+@pytest.mark.parametrize("how", [{"engine": "reference"}, {}, {"compile": True}])
+@pytest.mark.filterwarnings("ignore:torch.compile failed")
+def test_code_that_wants_gradients_is_tried_with_them(how: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(20, 6, 6, generator=torch.Generator().manual_seed(0))
+    history = vaebench.fit(Hooked(), x, test_images=x, epochs=2, batch_size=8, device="cpu", **how)
+    assert all(record.test_elbo for record in history.epochs)

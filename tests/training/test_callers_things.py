@@ -167,3 +167,25 @@ sys.exit(process.exitcode)
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux")
 def test_a_forked_worker_trains() -> None:
     subprocess.run([sys.executable, "-c", _FORKED], check=True, timeout=150)
+
+
+class Drawing(Net):
+    """Draws by a generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(3)
+
+    def encode(self, x: Tensor) -> Any:
+        return super().encode(x + 0.1 * torch.rand(x.shape, generator=self.generator))
+
+
+@pytest.mark.filterwarnings("ignore:torch.compile failed")
+def test_trials_draw_nothing_from_a_models_own_generator(images: Tensor) -> None:
+    """So engines that are tried out more than others train on the same numbers."""
+    elbos = []
+    for how in ENGINES.values():
+        history = _fit(Drawing(), images, **how)
+        elbos.append([record.train_elbo for record in history.epochs])
+    assert elbos[1] == pytest.approx(elbos[0], rel=1e-5)
+    assert elbos[2] == pytest.approx(elbos[0], rel=1e-5)

@@ -245,12 +245,17 @@ def _number(x: Tensor) -> None:
     float(x.sum())
 
 
+def _hook(x: Tensor) -> None:
+    (x.clone().requires_grad_() * 2).register_hook(torch.zeros_like)
+
+
 @pytest.mark.parametrize(
     ("code", "said"),
     [
         (_checked_by_torch, []),
         (_condition, ["_condition looks at values"]),
         (_number, ["_number looks at values"]),
+        (_hook, ["a tensor's gradient is hooked"]),
     ],
 )
 def test_what_is_looked_at_is_told(code: Callable[..., object], said: list[str]) -> None:
@@ -269,3 +274,51 @@ def test_what_is_stored_is_told() -> None:
         _prints(ANCHOR)
     assert found.told == {"_prints calls print"}
     assert found.stored == {"local calls append"}
+
+
+def _masks(x: Tensor) -> None:
+    if x.requires_grad:
+        x.register_hook(lambda grad: grad.clamp(min=0))
+
+
+@pytest.mark.usefixtures("any_engine", "net")
+@pytest.mark.filterwarnings("ignore:torch.compile failed")
+@pytest.mark.parametrize("how", ENGINES.values(), ids=ENGINES)
+def test_a_gradient_that_is_hooked(how: dict[str, Any]) -> None:
+    found = [_fit(Chain(_masks), **each) for each in ({"engine": "reference"}, how)]
+    assert _elbos(found[1]) == pytest.approx(_elbos(found[0]), rel=2e-5)
+    assert not found[1].actual["native"]
+
+
+class Keeping(Chain):
+    """Keeps what it computes, as many do, in attributes that were not there before."""
+
+    def encode(self, x: Tensor) -> Any:
+        self.mu, self.logvar = super().encode(x)
+        return self.mu, self.logvar
+
+
+class Beginning(Chain):
+    """Does something else in its first step."""
+
+    begun = False
+
+    def encode(self, x: Tensor) -> Any:
+        mu, logvar = super().encode(x)
+        if not self.begun:
+            self.begun = True
+            with torch.no_grad():
+                self.fc1.weight.mul_(0.5)
+        return mu, logvar
+
+
+@pytest.mark.usefixtures("any_engine", "net")
+@pytest.mark.parametrize(("kind", "said"), [(Keeping, ""), (Beginning, "(begun)")])
+@pytest.mark.parametrize("how", ENGINES.values(), ids=ENGINES)
+def test_what_the_first_step_leaves(how: dict[str, Any], kind: type[Chain], said: str) -> None:
+    """Tensors that are kept hinder nobody; what is done but once, each engine does."""
+    found = [_fit(kind(), **each) for each in ({"engine": "reference"}, how)]
+    assert _elbos(found[1]) == pytest.approx(_elbos(found[0]), rel=2e-5)
+    notes = [note for note in found[1].notes if "changes from step to step" in note]
+    assert (said in notes[0]) if said else not notes
+    assert bool(found[1].actual["compile"]) == ("compile" in how and not said)

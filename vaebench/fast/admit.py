@@ -266,11 +266,13 @@ def _numbers(engine: StepEngine, images: int) -> tuple[Tensor, Tensor]:
 
 def _outcome(engine: StepEngine, order: Tensor, noise: Tensor, chunks: list[int]) -> Outcome:
     # A model's own random numbers (dropout) are the same in every trial: they are put back.
-    with engine.unchanged(), engine.training():
-        found = [
-            engine.epoch(*part)
-            for part in zip(order.split(chunks), noise.split(chunks), strict=True)
-        ]
+    with engine.unchanged():
+        with engine.training():
+            found = [
+                engine.epoch(*part)
+                for part in zip(order.split(chunks), noise.split(chunks), strict=True)
+            ]
+        # Only now: leaving may go wrong too.
         recon = sum(float(sums.recon) for sums in found)
         kl = sum(float(sums.kl) for sums in found)
         kinds = [[t.detach().clone() for t in kind] for kind in _changed(engine)]
@@ -344,8 +346,13 @@ def objection(engine: StepEngine, plain: StepEngine, tolerance: Tolerance) -> st
     except Exception as error:
         if is_open():
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return f"{type(error).__name__}: {(lines or ['no reason given'])[0]}"
+        return in_a_line(error)
+
+
+def in_a_line(error: Exception) -> str:
+    """What was raised: the first line says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {(lines or ['no reason given'])[0]}"
 
 
 class Verdict(NamedTuple):

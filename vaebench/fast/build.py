@@ -11,7 +11,10 @@ import warnings
 from importlib import import_module
 from typing import Any, NamedTuple
 
+import torch
+
 from vaebench.config import FastConfig, asks_for, without
+from vaebench.errors import InputError
 from vaebench.fast import admit
 from vaebench.fast.draft import Draft, Offer, Plan
 from vaebench.fast.given import GivenState
@@ -102,6 +105,14 @@ def _consider(technique: Technique, draft: Draft) -> None:
     except CompileError as error:
         warnings.warn(f"{error}; training eagerly", stacklevel=4)
         offered = f"{error}; trained eagerly"
+    except (InputError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # a model may be what nobody has thought of
+        if admit.is_open():
+            raise
+        said = f"went wrong here ({admit.in_a_line(error)})"
+        warnings.warn(f"{technique.flag} {said}; training without", stacklevel=4)
+        offered = f"{said}; trained without"
     if offered:
         draft.notes.append(f"{technique.flag}: {offered}")
 

@@ -111,6 +111,7 @@ class Draft:
             labels=labels,
             exchange=exchange if group else alone,
             varies=problem.varies,
+            keepers=problem.keepers(),
         )
         if plan.compiled:
             part = group.share(problem.batch_size) if group else slice(0, problem.batch_size)

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vaebench.data.images import gather
 from vaebench.engine import Sums
@@ -47,6 +47,7 @@ def make_step(
     labels: Tensor | None = None,
     exchange: Exchange = alone,
     varies: bool = False,
+    keepers: Sequence[tuple[nn.Module, str]] = (),
 ) -> Step:
     """Build the step function.
 
@@ -58,6 +59,7 @@ def make_step(
         labels: (N, ...) to be handed to the model, at the same index as the images.
         exchange: between backward pass and update, in several processes.
         varies: whether a step may leave parameters out; they are not updated then.
+        keepers: modules, and their attributes that keep tensors from step to step.
     """
     device_type = optimizer.params[0].device.type
     hooked = [p for p in optimizer.params if getattr(p, "_post_accumulate_grad_hooks", None)]
@@ -83,6 +85,9 @@ def make_step(
             optimizer.update_by(grads)
         else:
             optimizer.update(grads)
+        for module, name in keepers:  # a graph's result has no history that was used up
+            if isinstance(kept := getattr(module, name, None), Tensor):
+                setattr(module, name, kept.detach())
 
     return step
 

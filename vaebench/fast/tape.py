@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from vaebench.engine import Sums
+from vaebench.fast.admit import in_a_line
 from vaebench.fast.direct import DIRECT
 from vaebench.fast.draft import Draft, Offer
 from vaebench.fast.optimizer import opaque_updates
@@ -56,7 +57,7 @@ def offer(draft: Draft) -> Offer | str:
     if has_hooks(draft.optimizer.params) or any(is_altered(m) for m in model.modules()):
         return "hooks, or methods of their own in an instance, would not be called; left out"
     if problem.kept:
-        return f"the model keeps what it computes ({problem.kept[0]}); left out"
+        return f"the model keeps what it computes ({problem.kept[0].lstrip('.:')}); left out"
     if beside := problem.told + problem.stored:
         return f"a step does more than compute ({beside[0]}); left out"
     engine = TapeEngine(draft.engine)
@@ -64,6 +65,10 @@ def offer(draft: Draft) -> Offer | str:
         engine.warm_up()
     except NotTheSameError as error:
         return f"{error}; left out"
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # what an operator takes or gives may be anything
+        return f"{in_a_line(error)}; left out"
     actual: dict[str, Any] = {"tape": True}
     if draft.asks("compile") and (share := engine.in_kernels()) >= ENOUGH:
         note = f"--tape: kernels take {share:.0%} of a step; the list takes a compiler's place"

@@ -32,6 +32,10 @@ _INSTALLED = f"{os.sep}site-packages{os.sep}"  # which lies in Python's own fold
 _STORES = ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "STORE_SUBSCR", "DELETE_SUBSCR")
 _COLLECTS = ("append", "appendleft", "extend", "insert", "add", "update", "setdefault", "pop")
 _LOOKS = ("tolist", "numpy")
+_TELLING = {
+    Tensor.__array__.__code__: "a tensor's values are handed to numpy",
+    Tensor.register_hook.__code__: "a tensor's gradient is hooked",
+}
 _GLOBALS, _CELLS = ("LOAD_GLOBAL", "LOAD_NAME"), ("LOAD_DEREF", "LOAD_CLASSDEREF")
 _ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
 _MISSING = object()
@@ -47,9 +51,9 @@ def is_models(file: str) -> bool:
 class Deeds(NamedTuple):
     """What a model's code does beside computing, in words.
 
-    ``told``: it prints, logs, writes, or looks at the values in a tensor. ``stored``: it may put
-    something elsewhere. Whatever is stored in a function that is called counts, in a branch not
-    taken too, and so does a list that is the function's own.
+    ``told``: it prints, logs, writes, looks at the values in a tensor or hooks its gradient.
+    ``stored``: it may put something elsewhere. Whatever is stored in a function that is called
+    counts, in a branch not taken too, and so does a list that is the function's own.
     """
 
     told: set[str]
@@ -66,8 +70,8 @@ def deeds() -> Iterator[Deeds]:
         if event == "call" and code.co_filename == logging.__file__:
             if frame.f_back and is_models(frame.f_back.f_code.co_filename):
                 found.told.add(f"{frame.f_back.f_code.co_name} logs")
-        elif event == "call" and code is Tensor.__array__.__code__:  # which numpy calls
-            found.told.add("a tensor's values are handed to numpy")
+        elif event == "call" and code in _TELLING:
+            found.told.add(_TELLING[code])
         elif event == "call" and is_models(code.co_filename):
             found.stored.update(_stores(code))
         elif event == "c_call" and is_models(code.co_filename):

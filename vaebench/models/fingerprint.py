@@ -5,7 +5,7 @@ few levels deep, and what its code reads elsewhere. The values in tensors are no
 """
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Container, Hashable, Iterable
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -52,12 +52,13 @@ def fingerprint(model: nn.Module, sources: Iterable[Callable[..., Any]] = ()) ->
     return found
 
 
-def changes(before: Tokens, after: Tokens) -> list[str]:
-    """Name what differs between two states, or between what is in memory.
+def changes(before: Tokens, after: Tokens, but: Container[str] = ()) -> list[str]:
+    """Name what differs between two states, or between what is in memory; ``but`` these.
 
     What came or went comes last: it is the rest that brought or took it.
     """
-    names = [n for n in {**before, **after} if before.get(n) != after.get(n)]
+    both = {**before, **after}
+    names = [n for n in both if before.get(n) != after.get(n) and n not in but]
     names.sort(key=lambda name: name not in before or name not in after)
     return [name.lstrip(".:").replace(":type", "") or "the model" for name in names]
 

@@ -98,7 +98,6 @@ def prior_of(model: object) -> Mixture | None:
     return mu, logvar
 
 
-@torch.no_grad()
 def latent_size(model: nn.Module, x: Tensor, *y: Tensor) -> int:
     """Z, found by encoding x (B, ...), which is also checked to fit the model.
 

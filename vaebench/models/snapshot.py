@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vaebench.models.code import outside
+from vaebench.models.code import Outside, outside
 
 DEPTH = 4  # levels below a module
 MOST = 20_000  # holders looked through; a model that keeps more of them is not one
@@ -35,6 +35,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     put_back = elsewhere.remember()
     others = [(holder, _copy(holder)) for holder in _held(elsewhere.values.values())]
     holders = [(holder, _copy(holder)) for holder in _holders(model)]
+    generators = [(g, g.get_state()) for g in _generators(holders + others, elsewhere)]
     tensors = [(t, t.detach().clone()) for t in _tensors(model, holders)]
     devices = sorted({t.device.index for t, _ in tensors if t.device.type == "cuda"})
     try:
@@ -43,6 +44,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     finally:
         random.setstate(drawn[0])
         np.random.set_state(drawn[1])
+        for generator, state in generators:
+            generator.set_state(state)
         put_back()
         for holder, before in holders + others:
             _put_back(holder, before)
@@ -81,6 +84,16 @@ def _held(values: Iterable[Any]) -> list[Holder]:
     return [holder for holder in found if isinstance(holder, HOLDERS)]
 
 
+def _generators(holders: list[tuple[Holder, Any]], elsewhere: Outside) -> list[torch.Generator]:
+    """Generators that the model, or its code, has for itself."""
+    held = [value for holder, _ in holders for value in _inside(holder)]
+    return [g for g in (*held, *elsewhere.values.values()) if isinstance(g, torch.Generator)]
+
+
+def _inside(holder: Holder) -> Iterable[Any]:
+    return holder.values() if isinstance(holder, dict) else holder
+
+
 def _holders(model: nn.Module) -> list[Holder]:
     """Everything reachable in which the model keeps Python state."""
     found: dict[int, Holder] = {}
@@ -91,8 +104,7 @@ def _holders(model: nn.Module) -> list[Holder]:
             continue
         if isinstance(value, HOLDERS):
             found[id(value)] = value
-            inside = value.values() if isinstance(value, dict) else value
-            pending += [(v, depth - 1) for v in inside]
+            pending += [(v, depth - 1) for v in _inside(value)]
         elif isinstance(value, tuple):
             pending += [(v, depth - 1) for v in value]
         else:
@@ -105,7 +117,7 @@ def _tensors(model: nn.Module, holders: list[tuple[Holder, Any]]) -> list[Tensor
     held = [
         value
         for holder, _ in holders
-        for value in (holder.values() if isinstance(holder, dict) else holder)
+        for value in _inside(holder)
         if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
     ]
     return list({id(t): t for t in (*model.parameters(), *model.buffers(), *held)}.values())

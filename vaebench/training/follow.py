@@ -76,8 +76,8 @@ class Follower:
         now = self.problem.fingerprint()
         changed = changes(self.before.state, now.state)
         if self.engine.holds_tensors:
-            others = changes(self.before.memory, now.memory)
-            changed += [name for name in others if name not in self.problem.kept + tuple(changed)]
+            others = changes(self.before.memory, now.memory, but=self.problem.kept)
+            changed += [name for name in others if name not in changed]
         if not changed:
             return []
         self.times += 1

@@ -21,9 +21,13 @@ class Manner(NamedTuple):
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether a module is a convolution over zero-padded images, neither grouped nor dilated."""
+    """Whether a module is a convolution over zero-padded images, neither grouped nor dilated.
+
+    A weight that is made of something else before each pass (spectral norm) is none of its own.
+    """
     return (
         (type(module) is nn.Conv2d or type(module) is nn.ConvTranspose2d)
+        and "weight" in module._parameters
         and (module.groups, module.dilation, module.padding_mode) == (1, (1, 1), "zeros")
         and not isinstance(module.padding, str)
         and module.weight.dtype == torch.float32

@@ -192,7 +192,7 @@ def _understand(
     likelihood = "bernoulli" if likelihood in OF_LOGITS else "gaussian"  # all that decoders know of
     with (
         torch.inference_mode(False),
-        torch.no_grad(),
+        torch.set_grad_enabled(training),  # code may want gradients of its own
         torch.autocast(x.device.type, enabled=False),
         untouched(model),
     ):
