@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,6 +126,19 @@ def test_more_samples_never_lower_it(strokes: Tensor) -> None:
     x = binarize(strokes[:200], "static", TEST_PIXELS)
     rising = [vaebench.evaluate(model, x, samples=k).log_likelihood for k in (1, 4, 16)]
     assert all(b > a + 0.1 for a, b in pairwise(rising)), rising
+
+
+def test_what_is_encoded_by_chance_is_encoded_for_each_z() -> None:
+    """Else one draw would stand for all; and what is printed is printed each time."""
+    calls: list[int] = []
+
+    class Chance(vaebench.VAE):
+        def encode(self, x: Tensor) -> Any:
+            calls.append(len(x))
+            return super().encode(x * (torch.rand_like(x) < 0.5))
+
+    vaebench.evaluate(Chance((6, 6), (8,), 2), torch.rand(30, 6, 6), samples=7)
+    assert calls.count(30) == 7
 
 
 def test_how_many_at_a_time_makes_no_difference(strokes: Tensor) -> None:

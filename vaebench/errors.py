@@ -151,3 +151,9 @@ def check_text(name: str, value: object) -> None:
         raise InputError(
             f"{name} is {_shown(value)}: it must be a text that is not empty, or left out"
         )
+
+
+def in_a_line(error: Exception) -> str:
+    """What was raised: the first line says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {(lines or ['no reason given'])[0]}"

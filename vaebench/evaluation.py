@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +16,9 @@ from vaebench.errors import check_count, check_seed
 from vaebench.fast.chain.score import Scores, scores_of
 from vaebench.likelihoods import UNIT_INTERVAL
 from vaebench.models.adapt import adapted, as_module, classes_of
+from vaebench.models.code import deeds
 from vaebench.models.protocol import Mixture, as_vae, latent_size, likelihood_of, prior_of
-from vaebench.models.snapshot import leaves_state, modes_kept
+from vaebench.models.snapshot import leaves_state, modes_kept, others_random
 from vaebench.objective import Objective, kl_per_latent, log_prior_ratio, reparameterise
 from vaebench.problem import device_of
 from vaebench.system.device import full_float32
@@ -117,7 +118,7 @@ def evaluate(
     with modes_kept(model), torch.autocast(device.type, enabled=False):
         latent_dim = latent_size(model, to_unit(first[0]).clone(), *first[1:])
         model.eval()
-        once = not leaves_state(model, lambda: _encode(model, first))
+        once = _only_computes(model, lambda: _encode(model, first))
         chunks = _Chunks(model, given, batch_size, latent_dim, samples, encode_once=once)
         generator = random_stream(seed, EVALUATION, device)
         weights, prior = _Weights(len(images), device), prior_of(model)
@@ -232,7 +233,7 @@ class _Chunks:
         """Score by a kernel from here on, if it gives what the model gave, and is faster."""
         images, *labels = self.given
         vae, few = as_vae(self.model), [t[:1] for t in labels]
-        if leaves_state(self.model, lambda: vae.decode(self.z[:1], *few)):
+        if not _only_computes(self.model, lambda: vae.decode(self.z[:1], *few)):
             return  # what it gives may change from z to z
         given = (objective, images, labels[0] if labels else None, self.mu.shape[1])
         scores = scores_of(self.model, vae, *given)
@@ -242,6 +243,22 @@ class _Chunks:
         close = torch.allclose(found, self.recon, CLOSE, CLOSE)
         if close and _faster(scores, self.z, self.seconds):
             self.scores = scores
+
+
+def _only_computes(model: nn.Module, call: Callable[[], object]) -> bool:
+    """Whether a call of the model's code gives the same again, and does nothing else."""
+    device = device_of(model)
+    drawn = _random_state(device)
+    with deeds() as found:
+        kept = leaves_state(model, call)
+    return not kept and not found.told and _random_state(device) == drawn
+
+
+def _random_state(device: torch.device) -> str:
+    """The state of all random numbers that a model on this device may draw."""
+    torchs = [torch.get_rng_state()]
+    torchs += [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return others_random() + repr([state.numpy().tobytes() for state in torchs])
 
 
 def _faster(scores: Scores, z: Tensor, seconds: float) -> bool:

@@ -35,8 +35,8 @@ class Problem:
         params: those that the loss depends on, and that want a gradient.
         sample_batch: (2, ...) float32, the first images as the model takes them; a copy.
         resident: whether the images are kept where the model is; else they are streamed.
-        steady: whether a step changes nothing of the model's but tensors: else only its own code,
-            run step by step, does what it does.
+        unsteady: what a step does, in words, that only the model's own code does, run step by step:
+            it changes more than tensors, or draws numbers that are not torch's; "" if nothing.
         told, stored: what a step of the model's own code does beside computing, in words; see
             :class:`vaebench.models.code.Deeds`.
         kept: names of what it keeps tensors in that it computes, as in a fingerprint's memory.
@@ -55,7 +55,7 @@ class Problem:
     params: list[Tensor]
     sample_batch: Tensor
     resident: bool = True
-    steady: bool = True
+    unsteady: str = ""
     told: tuple[str, ...] = ()
     stored: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
@@ -66,6 +66,11 @@ class Problem:
     def adapted(self) -> bool:
         """Whether something stands between the model and the objective."""
         return id(self.vae) != id(self.model)
+
+    @property
+    def steady(self) -> bool:
+        """Whether code that was made of a step does what each step does."""
+        return not self.unsteady
 
     @property
     def varies(self) -> bool:
@@ -137,7 +142,7 @@ class Problem:
             notes.append(f"{type(model).__name__} {found.unsteady}: trained eagerly, step by step")
         return cls(
             model, as_vae(vae), images, labels, objective, optimizer, device, latent_dim,
-            found.params, x, resident=resident, steady=not found.unsteady,
+            found.params, x, resident=resident, unsteady=found.unsteady,
             told=tuple(sorted(found.deeds.told)), stored=tuple(sorted(found.deeds.stored)),
             kept=tuple(found.kept), given=given, notes=tuple(notes),
         )  # fmt: skip

@@ -182,7 +182,22 @@ def test_estimates_are_the_same(
     assert (fast.kl, fast.kl_per_latent) == (plain.kl, plain.kl_per_latent)
 
 
-@pytest.mark.parametrize("make", [Counting, _watched])
+class Choosing(nets.Plain):
+    """Decodes otherwise where a z is far off."""
+
+    def decode(self, z: Tensor) -> Any:
+        return super().decode(z if z.abs().max() < 1e9 else -z)
+
+
+class Printing(nets.Plain):
+    """Says what it does."""
+
+    def decode(self, z: Tensor) -> Any:
+        print("decodes")
+        return super().decode(z)
+
+
+@pytest.mark.parametrize("make", [Counting, _watched, Choosing, Printing])
 def test_who_sees_each_z_still_does(make: Callable[[], Any], asked: list[Scores]) -> None:
     evaluate(make(), images_of(50, (6, 6), 0.4, torch.uint8), samples=8)
     assert not asked

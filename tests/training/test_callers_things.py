@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -189,3 +190,35 @@ def test_trials_draw_nothing_from_a_models_own_generator(images: Tensor) -> None
         elbos.append([record.train_elbo for record in history.epochs])
     assert elbos[1] == pytest.approx(elbos[0], rel=1e-5)
     assert elbos[2] == pytest.approx(elbos[0], rel=1e-5)
+
+
+def _resumed(make: Callable[[], nn.Module], images: Tensor) -> tuple[Any, Any]:
+    """Four epochs, and two and two."""
+    states: list[vaebench.TrainState] = []
+    whole = _fit(make(), images, epochs=4)
+    _fit(make(), images, epochs=2, on_state=states.append)
+    return whole, _fit(make(), images, epochs=4, resume=states[-1])
+
+
+def test_a_models_own_generator_is_resumed(images: Tensor) -> None:
+    whole, parts = _resumed(Drawing, images)
+    assert parts.epochs[-1].train_elbo == whole.epochs[-1].train_elbo
+    assert not any("which no state holds" in note for note in parts.notes)
+
+
+class Counting(Net):
+    """Counts its steps where no state_dict has it."""
+
+    count = 0
+
+    def encode(self, x: Tensor) -> Any:
+        self.count += self.training
+        mu, logvar = super().encode(x)
+        return mu * min(1, self.count / 10), logvar
+
+
+def test_what_no_state_holds_is_said_on_resuming(images: Tensor) -> None:
+    whole, parts = _resumed(Counting, images)
+    assert parts.epochs[-1].train_elbo != whole.epochs[-1].train_elbo
+    assert "Counting keeps Python state that changes" in parts.notes[-1]
+    assert "(count), which no state holds" in parts.notes[-1]

@@ -4,6 +4,7 @@ The reference runs a model's own code, step by step: what it trains, and what it
 owner means.
 """
 
+import cProfile
 import functools
 import logging
 import types
@@ -262,6 +263,20 @@ def test_what_is_looked_at_is_told(code: Callable[..., object], said: list[str])
     with deeds() as found:
         code(ANCHOR)
     assert sorted(found.told) == said
+
+
+def test_a_profiler_goes_on() -> None:
+    """Python's own, which could not be put back where it was taken from."""
+    profile = cProfile.Profile()
+    profile.enable()
+    try:
+        vaebench.evaluate(vaebench.VAE((6, 6), (8,), 2), torch.rand(5, 6, 6))
+        with deeds():
+            pass
+    finally:
+        profile.disable()
+    names = {getattr(entry.code, "co_name", "") for entry in profile.getstats()}
+    assert {"evaluate", "_only_computes"} <= names
 
 
 def test_what_is_stored_is_told() -> None:

@@ -30,6 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vaebench.errors import in_a_line
 from vaebench.fast.step import StepEngine
 from vaebench.system.threads import waited_seconds
 from vaebench.system.timing import race as timed_in_turns
@@ -347,12 +348,6 @@ def objection(engine: StepEngine, plain: StepEngine, tolerance: Tolerance) -> st
         if is_open():
             raise
         return in_a_line(error)
-
-
-def in_a_line(error: Exception) -> str:
-    """What was raised: the first line says what happened."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {(lines or ['no reason given'])[0]}"
 
 
 class Verdict(NamedTuple):

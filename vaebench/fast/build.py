@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from vaebench.config import FastConfig, asks_for, without
-from vaebench.errors import InputError
+from vaebench.errors import InputError, in_a_line
 from vaebench.fast import admit
 from vaebench.fast.draft import Draft, Offer, Plan
 from vaebench.fast.given import GivenState
@@ -110,7 +110,7 @@ def _consider(technique: Technique, draft: Draft) -> None:
     except Exception as error:  # a model may be what nobody has thought of
         if admit.is_open():
             raise
-        said = f"went wrong here ({admit.in_a_line(error)})"
+        said = f"went wrong here ({in_a_line(error)})"
         warnings.warn(f"{technique.flag} {said}; training without", stacklevel=4)
         offered = f"{said}; trained without"
     if offered:

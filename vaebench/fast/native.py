@@ -114,6 +114,8 @@ def unsupported(problem: Problem, chain: Chain, optimizer: OptimizerState) -> st
         return "such images"
     if problem.told:
         return f"code that does more than compute ({problem.told[0]})"
+    if problem.kept:
+        return "modules that keep what they compute"
     if not problem.steady or any(is_altered(module) for module in model.modules()):
         return "modules with hooks, methods of their own in an instance, or a state that changes"
     if problem.labels is not None and not _exact(problem, chain.labels):

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from vaebench.engine import Sums
-from vaebench.fast.admit import in_a_line
+from vaebench.errors import in_a_line
 from vaebench.fast.direct import DIRECT
 from vaebench.fast.draft import Draft, Offer
 from vaebench.fast.optimizer import opaque_updates

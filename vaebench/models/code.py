@@ -84,7 +84,11 @@ def deeds() -> Iterator[Deeds]:
         elif event in ("c_return", "c_exception") and looks.within and looks.within[0] is frame:
             looks.within = None
 
-    before = sys.getprofile()
+    before: Any = sys.getprofile()
+    if before is not None and not callable(before):  # cProfile's, which could not be put back
+        found.told.add("a profiler watches it")
+        yield found
+        return
     sys.setprofile(see)
     try:
         with no_collection(), looks:
@@ -109,9 +113,11 @@ class _Looks(TorchDispatchMode):
     def call(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call an operator; its caller's frame is the next one."""
         if torch.Tag.data_dependent_output in func.tags:
-            frame = sys._getframe(1)
+            frame: FrameType | None = sys._getframe(1)
+            while frame and frame.f_code.co_name == "__torch_function__":  # of another mode
+                frame = frame.f_back
             torchs = self.within and self.within[0] is frame and self.within[1] != "item"
-            if is_models(frame.f_code.co_filename) and not torchs:
+            if frame and is_models(frame.f_code.co_filename) and not torchs:
                 self.told.add(f"{frame.f_code.co_name} looks at values")
         return func(*args, **(kwargs or {}))
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from vaebench.errors import InputError
+from vaebench.errors import InputError, in_a_line
 from vaebench.models.code import is_models
 
 # What PyTorch calls in place of, or around, a module's own forward.
@@ -151,7 +151,7 @@ def reason(error: Exception) -> str:
 
     Torch's messages go on for lines; the first says what happened.
     """
-    message = f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
+    message = in_a_line(error)
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if is_models(frame.filename):
             return f"{message} ({frame.filename}:{frame.lineno})"

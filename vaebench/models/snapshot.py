@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vaebench.models.code import Outside, outside
+from vaebench.models.code import outside
 
 DEPTH = 4  # levels below a module
 MOST = 20_000  # holders looked through; a model that keeps more of them is not one
@@ -35,7 +35,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     put_back = elsewhere.remember()
     others = [(holder, _copy(holder)) for holder in _held(elsewhere.values.values())]
     holders = [(holder, _copy(holder)) for holder in _holders(model)]
-    generators = [(g, g.get_state()) for g in _generators(holders + others, elsewhere)]
+    generators = [(g, g.get_state()) for g in generators_of(model)]
     tensors = [(t, t.detach().clone()) for t in _tensors(model, holders)]
     devices = sorted({t.device.index for t, _ in tensors if t.device.type == "cuda"})
     try:
@@ -84,10 +84,12 @@ def _held(values: Iterable[Any]) -> list[Holder]:
     return [holder for holder in found if isinstance(holder, HOLDERS)]
 
 
-def _generators(holders: list[tuple[Holder, Any]], elsewhere: Outside) -> list[torch.Generator]:
+def generators_of(model: nn.Module) -> list[torch.Generator]:
     """Generators that the model, or its code, has for itself."""
-    held = [value for holder, _ in holders for value in _inside(holder)]
-    return [g for g in (*held, *elsewhere.values.values()) if isinstance(g, torch.Generator)]
+    elsewhere = outside(model).values.values()
+    held = [each for holder in (*_holders(model), *_held(elsewhere)) for each in _inside(holder)]
+    found = [each for each in (*held, *elsewhere) if isinstance(each, torch.Generator)]
+    return list({id(generator): generator for generator in found}.values())
 
 
 def _inside(holder: Holder) -> Iterable[Any]:

@@ -18,7 +18,7 @@ from vaebench.data.binarize import Sampler
 from vaebench.engine import Sums
 from vaebench.errors import TrainingError
 from vaebench.evaluation import evaluate
-from vaebench.models.snapshot import modes_kept
+from vaebench.models.snapshot import generators_of, modes_kept
 from vaebench.system.distributed import Group
 from vaebench.system.threads import waited_seconds
 from vaebench.system.worker import Worker
@@ -94,10 +94,15 @@ class Loop:
 
     def run(self, stopped: Callable[[], bool], resume: TrainState | None) -> None:
         """Train, from a state on if one is given, until all epochs are done or ``stopped()``."""
-        plan, history, generators = self.plan, self.history, self.numbers.generators
+        plan, history = self.plan, self.history
         if resume:
-            engine = self.follower.engine
+            engine, generators = self.follower.engine, self._generators()
             self.worker.run(lambda: resume.restore(self.model, engine, generators, history))
+            if unsteady := self.follower.problem.unsteady:
+                history.notes.append(
+                    f"{type(self.model).__name__} {unsteady}, which no state holds: not what an "
+                    "uninterrupted training gives"
+                )
             if self.average:
                 self.average.load(resume.average)
         waited, trained = waited_seconds(), history.seconds["train"]
@@ -124,8 +129,13 @@ class Loop:
     def _state(self) -> TrainState:
         """All that the training is after its last epoch."""
         average = self.average.values if self.average else {}
-        generators, engine = self.numbers.generators, self.follower.engine
-        return TrainState.of(self.model, engine, generators, self.history, average)
+        engine = self.follower.engine
+        return TrainState.of(self.model, engine, self._generators(), self.history, average)
+
+    def _generators(self) -> dict[str, torch.Generator]:
+        """The training's generators, and the model's own."""
+        own = {f"model.own.{i}": g for i, g in enumerate(generators_of(self.model))}
+        return self.numbers.generators | own
 
     def _epoch(self, bar: "tqdm[NoReturn]", stopped: Callable[[], bool]) -> EpochRecord | None:
         """Train one epoch and test; None if the training is to end before it."""
