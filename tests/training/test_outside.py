@@ -6,9 +6,11 @@ owner means.
 
 import cProfile
 import functools
+import importlib
 import logging
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ FACTOR = 1.0
 SETTINGS: dict[str, Any] = {"factor": [1.0]}
 SEEN: list[Any] = []
 ANCHOR = torch.ones(())
+LOGGER = logging.getLogger("of a model")
 
 
 class Settings:
@@ -121,6 +124,14 @@ def test_what_code_reads_is_seen_to_change(change: str, net: Any) -> None:
     assert changes(before.state, fingerprint(net, [net.encode, net.decode]).state)
 
 
+def test_loggers_keep_notes_of_their_own() -> None:
+    model = Chain(beside=lambda x: LOGGER)
+    before = fingerprint(model)
+    LOGGER.isEnabledFor(logging.DEBUG)
+    assert vars(LOGGER)["_cache"]
+    assert before == fingerprint(model)
+
+
 def test_another_tensor_in_a_globals_place_is_told_apart(net: Any) -> None:
     """By itself: engines that read it anew need not care."""
     before = fingerprint(net, [net.decode])
@@ -136,6 +147,37 @@ def test_what_code_does_not_read_may_change(net: Any) -> None:
     net.unused()
     assert before == fingerprint(net, [net.encode, net.decode])
     assert "SEEN" in outside(net, [net.unused]).values
+
+
+PACKAGE = """
+import torch
+FACTOR, seen = 1.0, {}
+
+def scaled(x):
+    seen.setdefault("a backend", type(x))
+    return FACTOR * x
+
+class Scale(torch.nn.Module):
+    def forward(self, x):
+        return scaled(x)
+"""
+
+
+@pytest.mark.usefixtures("net")
+def test_other_packages_may_fill_their_caches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As einops does; but what a package's own module reads is read by the model."""
+    folder = tmp_path / "site-packages" / "scaling"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text(PACKAGE)
+    monkeypatch.syspath_prepend(str(folder.parent))
+    scaling = importlib.import_module("scaling")
+    model = Chain(beside=scaling.scaled)
+    assert not any("changes from step to step" in note for note in _fit(model).notes)
+    assert "FACTOR" not in outside(model).values
+    model.fc5 = scaling.Scale()
+    assert "FACTOR" in outside(model).values
 
 
 ENGINES: dict[str, dict[str, Any]] = {

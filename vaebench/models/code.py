@@ -48,6 +48,12 @@ def is_models(file: str) -> bool:
     return not file.startswith(_PYTHON) or _INSTALLED in file
 
 
+def _package(file: str) -> str:
+    """The installed package that a file belongs to; "" if none."""
+    _, installed, rest = file.partition(_INSTALLED)
+    return rest.partition(os.sep)[0] if installed else ""
+
+
 class Deeds(NamedTuple):
     """What a model's code does beside computing, in words.
 
@@ -171,7 +177,8 @@ def outside(model: nn.Module, sources: Iterable[Callable[..., Any]] = ()) -> Out
 
     Args:
         model: its modules' ``forward``, ``encode`` and ``decode``, the functions that they hold,
-            and all that these call, are looked through.
+            and all that these call, are looked through; but not other packages that they use, which
+            may fill caches of their own.
         sources: what else is called to encode and decode.
     """
     reader = _Reader(model)
@@ -204,13 +211,15 @@ class _Reader:
         self.seen: set[int] = set()
         self.asked: dict[str, None] = {}  # names of attributes, of objects that nobody knows
         self.classes: dict[type, None] = {}  # that these may be of
+        files = (_file_of(base) for m in model.modules() for base in type(m).__mro__)
+        self.packages = {_package(file) for file in files} | {""}
         for module in model.modules():
             self._meet(type(module))
 
     def _meet(self, cls: type) -> None:
         """Look up what was asked for in a class and its bases."""
         for base in cls.__mro__:
-            if _is_own(base) and base not in self.classes:
+            if self._is_own(base) and base not in self.classes:
                 self.classes[base] = None
                 for name in tuple(self.asked):
                     self._attribute(base, name)
@@ -237,11 +246,18 @@ class _Reader:
             value = value.fget
         elif isinstance(value, staticmethod | classmethod):
             value = value.__func__
-        elif _is_own(type(value)) and not isinstance(value, nn.Module) and callable(value):
+        elif self._is_own(type(value)) and not isinstance(value, nn.Module) and callable(value):
             self.take(f"{name}()", inspect.getattr_static(type(value), "__call__", None))
         self.found.values[name] = value
-        if isinstance(value, FunctionType) and is_models(value.__code__.co_filename):
+        if isinstance(value, FunctionType) and self._is_mine(value.__code__.co_filename):
             self._through(name, value)
+
+    def _is_mine(self, file: str) -> bool:
+        return is_models(file) and _package(file) in self.packages
+
+    def _is_own(self, cls: type) -> bool:
+        """Whether a class is the model's, as its functions are."""
+        return cls.__module__ != "builtins" and self._is_mine(_file_of(cls))
 
     def _through(self, name: str, function: FunctionType) -> None:
         if id(function) in self.seen:
@@ -270,36 +286,31 @@ class _Reader:
         """Note what lies at the end of a path, or as far along it as can be seen."""
         name = where + path[0]
         for step in path[1:]:
-            inner = _looked_up(value, step)
+            inner = self._looked_up(value, step)
             if inner is _MISSING:
                 break
             if isinstance(inner, FunctionType) and not isinstance(value, ModuleType | type):
                 self.take(name, value)  # a method reads its object
                 self._meet(type(value))
             name, value = f"{name}.{step}", inner
-        if not (isinstance(value, type) and not _is_own(value)):
+        if not (isinstance(value, type) and not self._is_own(value)):
             self.take(name, value)
 
-
-def _looked_up(value: Any, name: str) -> Any:
-    """An attribute, without any code of its owner's being run."""
-    if isinstance(value, ModuleType):
-        return vars(value).get(name, _MISSING)
-    if isinstance(value, nn.Module | Tensor):
+    def _looked_up(self, value: Any, name: str) -> Any:
+        """An attribute, without any code of its owner's being run."""
+        if isinstance(value, ModuleType):
+            return vars(value).get(name, _MISSING)
+        if isinstance(value, nn.Module | Tensor):
+            return _MISSING
+        held = getattr(value, "__dict__", {})
+        if name in held or self._is_own(value if isinstance(value, type) else type(value)):
+            return inspect.getattr_static(value, name, _MISSING)
         return _MISSING
-    held = getattr(value, "__dict__", {})
-    if name in held or _is_own(value if isinstance(value, type) else type(value)):
-        return inspect.getattr_static(value, name, _MISSING)
-    return _MISSING
 
 
-def _is_own(cls: type) -> bool:
-    """Whether a class is neither torch's, ours nor Python's."""
-    module = sys.modules.get(cls.__module__)
-    if module is None:
-        return False
-    file = getattr(module, "__file__", None)
-    return cls.__module__ != "builtins" and (file is None or is_models(file))
+def _file_of(cls: type) -> str:
+    """The file that a class is defined in; "" where there is none, as in a notebook."""
+    return getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
 
 
 @cache

@@ -9,6 +9,7 @@ import contextlib
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from logging import Logger
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
@@ -21,7 +22,8 @@ from vaebench.models.code import outside
 DEPTH = 4  # levels below a module
 MOST = 20_000  # holders looked through; a model that keeps more of them is not one
 SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, np.generic)
-OPAQUE = (Tensor, nn.Module, type, ModuleType, FunctionType, BuiltinFunctionType)
+# What keeps notes of its own, as loggers do of their levels, is as opaque as what is code.
+OPAQUE = (Tensor, nn.Module, type, ModuleType, FunctionType, BuiltinFunctionType, Logger)
 
 HOLDERS = (dict, list, set, deque)
 Holder = dict[Any, Any] | list[Any] | set[Any] | deque[Any]

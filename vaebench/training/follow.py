@@ -89,7 +89,10 @@ class Follower:
         fast, how = self.config.fast, "an engine was made anew"
         if self.times > MOST_TIMES:
             fast = self._plain()
-            how = "trained eagerly from here on, which follows every change"
+            how = (
+                "trained eagerly from here on, which follows every change (a buffer changed "
+                "in place needs no other engine)"
+            )
         told = [] if self.times > MOST_TIMES + 1 else [f"the model was changed ({what}): {how}"]
         return told + self._make_anew(fast)
 
