@@ -133,12 +133,17 @@ def test_what_is_encoded_by_chance_is_encoded_for_each_z() -> None:
     calls: list[int] = []
 
     class Chance(vaebench.VAE):
+        own: torch.Generator | None = None
+
         def encode(self, x: Tensor) -> Any:
             calls.append(len(x))
-            return super().encode(x * (torch.rand_like(x) < 0.5))
+            return super().encode(x * (torch.rand(x.shape, generator=self.own) < 0.5))
 
-    vaebench.evaluate(Chance((6, 6), (8,), 2), torch.rand(30, 6, 6), samples=7)
-    assert calls.count(30) == 7
+    for own in (None, torch.Generator()):
+        model = Chance((6, 6), (8,), 2)
+        model.own = own
+        vaebench.evaluate(model, torch.rand(30, 6, 6), samples=7)
+    assert calls.count(30) == 14
 
 
 def test_how_many_at_a_time_makes_no_difference(strokes: Tensor) -> None:

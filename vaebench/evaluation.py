@@ -18,7 +18,7 @@ from vaebench.likelihoods import UNIT_INTERVAL
 from vaebench.models.adapt import adapted, as_module, classes_of
 from vaebench.models.code import deeds
 from vaebench.models.protocol import Mixture, as_vae, latent_size, likelihood_of, prior_of
-from vaebench.models.snapshot import leaves_state, modes_kept, others_random
+from vaebench.models.snapshot import generators_of, leaves_state, modes_kept, others_random
 from vaebench.objective import Objective, kl_per_latent, log_prior_ratio, reparameterise
 from vaebench.problem import device_of
 from vaebench.system.device import full_float32
@@ -247,16 +247,16 @@ class _Chunks:
 
 def _only_computes(model: nn.Module, call: Callable[[], object]) -> bool:
     """Whether a call of the model's code gives the same again, and does nothing else."""
-    device = device_of(model)
-    drawn = _random_state(device)
+    drawn = _random_state(model)
     with deeds() as found:
         kept = leaves_state(model, call)
-    return not kept and not found.told and _random_state(device) == drawn
+    return not kept and not found.told and _random_state(model) == drawn
 
 
-def _random_state(device: torch.device) -> str:
-    """The state of all random numbers that a model on this device may draw."""
-    torchs = [torch.get_rng_state()]
+def _random_state(model: nn.Module) -> str:
+    """The state of all random numbers that a model may draw."""
+    device = device_of(model)
+    torchs = [torch.get_rng_state(), *(g.get_state() for g in generators_of(model))]
     torchs += [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
     return others_random() + repr([state.numpy().tobytes() for state in torchs])
 

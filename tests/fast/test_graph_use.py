@@ -101,6 +101,22 @@ def test_what_cannot_be_recorded_is_said_and_trained_without(
     assert train(built.engine, [1000]) == train(plain, [1000])  # no trace of the attempt
 
 
+def test_what_a_model_prints_is_printed_in_each_step(
+    strokes: Tensor, taped: TapeCapture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Printing(VAE):
+        def decode(self, z: Tensor) -> Any:
+            print("decodes")
+            return super().decode(z)
+
+    built = make_engine(Printing((28, 28), (32,), Z), strokes, Objective(), BATCH, 1e-3, CPU)
+    assert built.actual["graph"] is False
+    assert "decode calls print" in "".join(built.notes)
+    capsys.readouterr()
+    built.engine.epoch(torch.arange(2 * BATCH), torch.zeros(2 * BATCH, Z))
+    assert capsys.readouterr().out.count("decodes") == 2
+
+
 def test_fewer_images_than_a_batch_are_trained_without(strokes: Tensor, taped: TapeCapture) -> None:
     model = VAE(hidden_dims=(32,), latent_dim=Z)
     built = make_engine(model, strokes[:20], Objective(), BATCH, 1e-3, CPU)

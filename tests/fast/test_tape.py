@@ -342,5 +342,5 @@ def test_an_operator_of_something_else_stays_out() -> None:
     model.down = nn.DataParallel(model.down)  # type: ignore[assignment]
     built = _built(model)
     assert not built.actual["tape"]
-    assert "left out" in _note(built)
+    assert "hands objects about" in _note(built)
     _trained(built)

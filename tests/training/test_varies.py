@@ -13,6 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vaebench
+from vaebench.config import OptimizerConfig
+from vaebench.fast.optimizer import OptimizerState
+from vaebench.fast.step import make_step
+from vaebench.objective import Objective
 
 IMAGES = torch.rand(96, 6, 6, generator=torch.Generator().manual_seed(0))
 COUNT = {"steps": 0}
@@ -94,11 +98,34 @@ def test_what_has_no_gradient_is_not_updated(how: dict[str, Any]) -> None:
 
 
 def test_trials_take_no_random_numbers_of_anybodys() -> None:
+    """Two steps draw one each, and the third is the caller's."""
     random.seed(0)
-    before = random.getstate()
-    model = Net(lambda x: random.random() < 0.5).eval()
-    vaebench.fit(model, IMAGES, epochs=1, batch_size=48, device="cpu")
-    random.setstate(before)
-    drawn = [random.random() for _ in range(2)]
+    third = [random.random() for _ in range(3)][2]
     random.seed(0)
-    assert drawn == [random.random() for _ in range(2)]
+    vaebench.fit(Net(SKIPS["Python's chance"]), IMAGES, epochs=1, batch_size=48, device="cpu")
+    assert random.random() == third
+
+
+def test_hooks_and_exchanges_of_what_has_no_gradient() -> None:
+    """Other processes may have one, so they are handed zeros; a hook is not called for none."""
+    seen: list[list[Tensor]] = []
+    hooked: list[Tensor] = []
+
+    def exchange(grads: tuple[Tensor, ...], images: int) -> tuple[Tensor, ...]:
+        seen.append(list(grads))
+        return grads
+
+    hows: list[dict[str, Any]] = [{"exchange": exchange}, {}]
+    for how in hows:
+        model = Net(lambda x: True).train()
+        model.fc2.weight.register_post_accumulate_grad_hook(hooked.append)
+        state = OptimizerState.of(list(model.parameters()), OptimizerConfig(), apart=True)
+        step = make_step(model, Objective(), state, varies=True, **how)
+        step(IMAGES, torch.arange(4), torch.zeros(4, 3), torch.zeros(2).double())
+        named = zip(model.named_parameters(), state.steps, strict=True)
+        counts = {name: int(count) for (name, _), count in named}
+        assert counts["fc1.weight"] == 1
+        assert counts["fc2.weight"] == (1 if how else 0)
+    (grads,) = seen
+    assert torch.equal(grads[2], torch.zeros_like(model.fc2.weight))
+    assert len(hooked) == 1  # by the zeros of the exchange

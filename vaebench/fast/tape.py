@@ -26,7 +26,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from vaebench.engine import Sums
-from vaebench.errors import in_a_line
 from vaebench.fast.direct import DIRECT
 from vaebench.fast.draft import Draft, Offer
 from vaebench.fast.optimizer import opaque_updates
@@ -65,10 +64,6 @@ def offer(draft: Draft) -> Offer | str:
         engine.warm_up()
     except NotTheSameError as error:
         return f"{error}; left out"
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:  # what an operator takes or gives may be anything
-        return f"{in_a_line(error)}; left out"
     actual: dict[str, Any] = {"tape": True}
     if draft.asks("compile") and (share := engine.in_kernels()) >= ENOUGH:
         note = f"--tape: kernels take {share:.0%} of a step; the list takes a compiler's place"
@@ -147,6 +142,8 @@ class Tape(TorchDispatchMode):
             raise NotTheSameError(f"a step looks at values ({func})")
         if torch.Tag.inplace_view in func.tags:
             raise NotTheSameError(f"a step gives a tensor another shape in place ({func})")
+        if any(isinstance(leaf, torch.ScriptObject) for leaf in tree_leaves((args, kwargs))):
+            raise NotTheSameError(f"a step hands objects about ({func})")  # other ones each time
         taken = tree_map_only(Tensor, self._taken, (args, kwargs))
         if func is _FRESH and (number := taken[0][0].number) in self.kept:
             # Whatever is done to it is done to another each time.

@@ -31,7 +31,7 @@ _PYTHON = str(Path(os.__file__).parent) + os.sep
 _INSTALLED = f"{os.sep}site-packages{os.sep}"  # which lies in Python's own folder
 _STORES = ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "STORE_SUBSCR", "DELETE_SUBSCR")
 _COLLECTS = ("append", "appendleft", "extend", "insert", "add", "update", "setdefault", "pop")
-_LOOKS = ("tolist", "numpy")
+_HANDS_OUT = ("tolist", "numpy")
 _TELLING = {
     Tensor.__array__.__code__: "a tensor's values are handed to numpy",
     Tensor.register_hook.__code__: "a tensor's gradient is hooked",
@@ -83,7 +83,11 @@ def deeds() -> Iterator[Deeds]:
         elif event == "c_call" and is_models(code.co_filename):
             looks.within = frame, arg.__name__
             owner, name = getattr(arg, "__self__", None), arg.__name__
-            if arg is print or name == "write" or (isinstance(owner, Tensor) and name in _LOOKS):
+            if (
+                arg is print
+                or name == "write"
+                or (isinstance(owner, Tensor) and name in _HANDS_OUT)
+            ):
                 found.told.add(f"{code.co_name} calls {name}")
             elif isinstance(owner, list | dict | set | deque) and name in _COLLECTS:
                 found.stored.add(f"{code.co_name} calls {name}")
@@ -193,6 +197,7 @@ def outside(model: nn.Module, sources: Iterable[Callable[..., Any]] = ()) -> Out
             for i, each in enumerate(value.values() if isinstance(value, dict) else held):
                 if callable(each) and not isinstance(each, nn.Module) and not name.startswith("_"):
                     reader.take(f"{name}[{i}]", each)
+    reader.go_through()
     return reader.found
 
 
@@ -209,6 +214,7 @@ class _Reader:
     def __init__(self, model: nn.Module) -> None:
         self.found = Outside({}, [], [])
         self.seen: set[int] = set()
+        self.pending: list[tuple[str, FunctionType]] = []
         self.asked: dict[str, None] = {}  # names of attributes, of objects that nobody knows
         self.classes: dict[type, None] = {}  # that these may be of
         files = (_file_of(base) for m in model.modules() for base in type(m).__mro__)
@@ -235,7 +241,7 @@ class _Reader:
             self.take(f"{base.__qualname__}.{name}", vars(base)[name])
 
     def take(self, name: str, value: Any) -> None:
-        """Note a value under a name, and go through it if it is code."""
+        """Note a value under a name, to go through it if it is code."""
         if isinstance(value, MethodType):
             value = value.__func__
         elif isinstance(value, functools.partial):
@@ -249,8 +255,15 @@ class _Reader:
         elif self._is_own(type(value)) and not isinstance(value, nn.Module) and callable(value):
             self.take(f"{name}()", inspect.getattr_static(type(value), "__call__", None))
         self.found.values[name] = value
-        if isinstance(value, FunctionType) and self._is_mine(value.__code__.co_filename):
-            self._through(name, value)
+        new = isinstance(value, FunctionType) and id(value) not in self.seen
+        if new and self._is_mine(value.__code__.co_filename):
+            self.seen.add(id(value))
+            self.pending.append((name, value))
+
+    def go_through(self) -> None:
+        """Look through what was noted, and what that reads, to the end."""
+        while self.pending:
+            self._through(*self.pending.pop())
 
     def _is_mine(self, file: str) -> bool:
         return is_models(file) and _package(file) in self.packages
@@ -260,9 +273,6 @@ class _Reader:
         return cls.__module__ != "builtins" and self._is_mine(_file_of(cls))
 
     def _through(self, name: str, function: FunctionType) -> None:
-        if id(function) in self.seen:
-            return
-        self.seen.add(id(function))
         defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
         for i, default in enumerate(defaults):
             self.take(f"{name}'s default {i}", default)

@@ -34,10 +34,11 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """Put everything back at the end: tensors, modes, attributes, and random numbers' states."""
     drawn = random.getstate(), np.random.get_state()
     elsewhere = outside(model)
-    put_back = elsewhere.remember()
-    others = [(holder, _copy(holder)) for holder in _held(elsewhere.values.values())]
+    put_back, values = elsewhere.remember(), elsewhere.values.values()
+    others = [(holder, _copy(holder)) for holder in _held(values)]
     holders = [(holder, _copy(holder)) for holder in _holders(model)]
-    generators = [(g, g.get_state()) for g in generators_of(model)]
+    both = [holder for holder, _ in holders + others]
+    generators = [(g, g.get_state()) for g in _generators(both, values)]
     tensors = [(t, t.detach().clone()) for t in _tensors(model, holders)]
     devices = sorted({t.device.index for t, _ in tensors if t.device.type == "cuda"})
     try:
@@ -88,9 +89,13 @@ def _held(values: Iterable[Any]) -> list[Holder]:
 
 def generators_of(model: nn.Module) -> list[torch.Generator]:
     """Generators that the model, or its code, has for itself."""
-    elsewhere = outside(model).values.values()
-    held = [each for holder in (*_holders(model), *_held(elsewhere)) for each in _inside(holder)]
-    found = [each for each in (*held, *elsewhere) if isinstance(each, torch.Generator)]
+    values = outside(model).values.values()
+    return _generators([*_holders(model), *_held(values)], values)
+
+
+def _generators(holders: Iterable[Holder], values: Iterable[Any]) -> list[torch.Generator]:
+    held = [each for holder in holders for each in _inside(holder)]
+    found = [each for each in (*held, *values) if isinstance(each, torch.Generator)]
     return list({id(generator): generator for generator in found}.values())
 
 
