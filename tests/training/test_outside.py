@@ -276,6 +276,15 @@ def test_what_code_does_beside_computing_is_done(
     assert done[1] >= 12
 
 
+@pytest.mark.usefixtures("any_engine", "net")
+@pytest.mark.filterwarnings("ignore:torch.compile failed")
+def test_native_steps_say_what_keeps_them_out() -> None:
+    notes = "".join(_fit(Chain(_prints), compile=True).notes)
+    assert (
+        "the kernel does not know code that does more than compute (_prints calls print)" in notes
+    )
+
+
 def _checked_by_torch(x: Tensor) -> None:
     F.one_hot(x.long().flatten(), 2)
 

@@ -48,11 +48,21 @@ def _counted(x: Tensor) -> bool:
     return COUNT["steps"] % 3 > 0
 
 
+STEPS = 0
+
+
+def _counted_in_a_global(x: Tensor) -> bool:
+    global STEPS
+    STEPS += 1
+    return STEPS % 3 > 0
+
+
 SKIPS: dict[str, Callable[[Tensor], Any]] = {
     "torch's chance": lambda x: torch.rand(()) < 0.5,
     "Python's chance": lambda x: random.random() < 0.5,
     "what the images are": lambda x: x.mean() < 0.5,
     "a count": _counted,
+    "a global": _counted_in_a_global,
 }
 OPTIMIZERS: dict[str, Any] = {
     "adam": {},
@@ -66,6 +76,7 @@ OPTIMIZERS: dict[str, Any] = {
 def _trained(skips: Callable[[Tensor], Any], **how: Any) -> tuple[list[float], list[Tensor]]:
     random.seed(0)
     COUNT["steps"] = 0
+    globals()["STEPS"] = 0
     model = Net(skips)
     if callable(how.get("optimizer")):
         how = how | {"optimizer": how["optimizer"](model)}
