@@ -1,12 +1,15 @@
 """Shared by the tests of the fast path: a race that the candidate wins."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from vaebench.fast import admit, products
-from vaebench.fast.products import Choice, Shape
+from vaebench.fast.chain import kernel
+from vaebench.fast.products import Choice, Shape, operators
 from vaebench.fast.products.layers import Manner
+from vaebench.system import toolchain
 
 
 @pytest.fixture
@@ -26,3 +29,16 @@ def kernels_win() -> Iterator[None]:
         patch.setattr(products, "choose", won)
         patch.setattr(admit.Verdict, "wins", property(lambda _: True))
         yield
+
+
+@pytest.fixture
+def without_squares(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Build kernels as for a processor that multiplies pairs of bfloat16, not squares of them."""
+    monkeypatch.setattr(toolchain, "FLAGS", [*toolchain.FLAGS, "-U__AMX_BF16__"])
+    plans: list[Any] = [operators._work, operators._grad_work]  # they live in the library
+    caches = [toolchain.load_kernels, kernel.kernel, operators._kernel, *plans]
+    for each in caches:
+        each.cache_clear()
+    yield
+    for each in caches:
+        each.cache_clear()

@@ -41,8 +41,13 @@ def _cases(seed: int, count: int) -> list[tuple[Any, ...]]:
 
 
 # What random sizes may miss: few channels on either side, tiles whole and short, nothing but
-# padding, the gaps of a large stride, a kernel larger than a vector.
+# padding, the gaps of a large stride, a kernel larger than a vector, channels by 16 and by 32.
 CASES = [
+    (False, (32, 32, 7, 7), 64, (3, 3), (2, 2), (1, 1), (0, 0)),
+    (True, (33, 64, 4, 4), 32, (3, 3), (2, 2), (1, 1), (1, 1)),
+    (False, (7, 96, 5, 3), 48, (3, 2), (1, 1), (2, 0), (0, 0)),
+    (True, (20, 32, 3, 3), 176, (3, 3), (3, 2), (1, 1), (2, 0)),
+    (False, (65, 64, 1, 1), 32, (3, 3), (1, 1), (1, 1), (0, 0)),
     (False, (32, 32, 12, 12), 1, (5, 5), (1, 1), (0, 0), (0, 0)),
     (False, (3, 64, 9, 9), 4, (3, 3), (1, 1), (1, 1), (0, 0)),
     (False, (32, 1, 28, 28), 32, (3, 3), (2, 2), (1, 1), (0, 0)),
@@ -111,6 +116,16 @@ def test_they_are_torchs(case: tuple[Any, ...]) -> None:
 
 @pytest.mark.parametrize("case", CASES[:20], ids=str)
 def test_bf16_is_as_near_as_torchs(case: tuple[Any, ...]) -> None:
+    _bf16_is_as_near_as_torchs(case)
+
+
+@pytest.mark.usefixtures("without_squares")
+@pytest.mark.parametrize("case", CASES[:5], ids=str)
+def test_bf16_without_squares_is_too(case: tuple[Any, ...]) -> None:
+    _bf16_is_as_near_as_torchs(case)
+
+
+def _bf16_is_as_near_as_torchs(case: tuple[Any, ...]) -> None:
     x, weight, bias = _tensors(case)
     x, rounded = x.bfloat16(), weight.bfloat16()
     exact = x.double(), weight.double(), bias.double()

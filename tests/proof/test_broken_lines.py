@@ -147,8 +147,8 @@ BROKEN = [
            make=Convolutions),
     Broken(("products",), "conv_apply.h", "start[0][n] + tree_sum(", "2 * start[0][n] + tree_sum(",
            make=Convolutions),
-    Broken(("products",), "conv_grad.h", "count = max(0, min(g.small[axis],",
-           "count = max(0, min(g.small[axis] - 1,", make=Convolutions),
+    Broken(("products",), "conv.h", "past = max(first, min(g.small[axis],",
+           "past = max(first, min(g.small[axis] - 1,", make=Convolutions),
 ]  # fmt: skip
 
 

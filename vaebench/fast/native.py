@@ -6,8 +6,9 @@ call through many steps: products are tiles that stay in registers until activat
 the update has been applied to them; no gradient of a weight is stored, but where a step adds them
 up or clips by their norm; the first layer leaves out dark pixels. The arithmetic is float32, as in
 the eager step, which is its plain twin.
-Under ``amp`` the output layer's three products, nine tenths of those that are left, take bfloat16
-factors and add up in float32, where the processor has instructions for it (AVX-512 BF16).
+Under ``amp`` the output layer, and hidden ones that are wide on both sides, take bfloat16 factors
+and add up in float32, where the processor has instructions for it (AVX-512 BF16). Where it
+multiplies squares of them (AMX), products take so little that the first layer leaves nothing out.
 
 It is C++, built in seconds when it is first used; the CPU only.
 """
@@ -23,7 +24,15 @@ from torch import Tensor, nn
 from vaebench.engine import Sums
 from vaebench.errors import InputError
 from vaebench.fast.admit import Verdict
-from vaebench.fast.chain.kernel import ALIGNMENT, LIKELIHOODS, RULES, Net, Optimizer, describe
+from vaebench.fast.chain.kernel import (
+    ALIGNMENT,
+    LIKELIHOODS,
+    RULES,
+    Net,
+    Optimizer,
+    describe,
+    takes_squares,
+)
 from vaebench.fast.chain.kernel import kernel as _kernel
 from vaebench.fast.chain.layers import Chain
 from vaebench.fast.chain.read import as_numbers, read
@@ -37,7 +46,7 @@ from vaebench.models.protocol import is_altered
 from vaebench.problem import Problem
 from vaebench.system.toolchain import CompileError
 
-MOST_HIDDEN = 64
+MOST_LAYERS = 64
 # Which of an optimiser's memories is the kernel's first moment, and which its second.
 _FIRST, _SECOND = ("m", "momentum"), ("v", "sum")
 
@@ -64,7 +73,9 @@ def offer(draft: Draft) -> Offer | str:
     bf16 = draft.plan.autocast is not None
     if bf16 and not supports_bf16():
         return ""
-    note = dark(problem.images) if draft.asks("sparse") else None
+    squares = bf16 and takes_squares(chain.encoder[0])
+    sparse = draft.asks("sparse") and not squares
+    note = dark(problem.images) if sparse else None
     step = draft.engine.step
     engine = NativeEngine(problem, chain, step, optimizer, sparse=bool(note), bf16=bf16)
 
@@ -73,6 +84,8 @@ def offer(draft: Draft) -> Offer | str:
 
     actual = {"compile": True, "native": True, **({"sparse": True} if note else {})}
     notes = [note] if note else []
+    if squares and draft.asks("sparse"):
+        notes.append("bf16 squares multiply all pixels: sooner than dark ones are left out")
     return Offer(engine, actual=actual, whole=True, said=said, notes=notes)
 
 
@@ -128,7 +141,7 @@ def unsupported(problem: Problem, chain: Chain, optimizer: OptimizerState) -> st
     whole = rows == sum(len(p) for p in params.values() if p.dim() == 1)
     if not plain or params.keys() != {id(p) for p in optimizer.params}:
         return "parameters that are frozen, or not plain float32"
-    if not whole or len(set(used)) != len(used) or len(layers) > MOST_HIDDEN:
+    if not whole or len(set(used)) != len(used) or len(layers) > MOST_LAYERS:
         return "layers that share parameters, or so many"
     if problem.given is not None:
         return "an optimiser of the caller's"
@@ -157,7 +170,7 @@ class NativeEngine(StepEngine):
         step: the plain twin.
         optimizer: Adam's state of all of the model's parameters.
         sparse: whether the first layer leaves out dark pixels.
-        bf16: whether the output layer multiplies bfloat16; see :func:`supports_bf16`.
+        bf16: whether wide layers multiply bfloat16; see :func:`supports_bf16`.
 
     Raises:
         vaebench.system.toolchain.CompileError: the kernel cannot be built.

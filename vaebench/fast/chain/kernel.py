@@ -12,7 +12,7 @@ from vaebench.objective import Objective
 from vaebench.system.toolchain import load_kernels
 
 SOURCES = (
-    *("vectors.h", "numbers.h", "bf16.h", "sparse.h", "bernoulli.h", "tiles.h"),
+    *("vectors.h", "numbers.h", "bf16.h", "amx.h", "sparse.h", "bernoulli.h", "tiles.h"),
     *("activations.h", "rules.h", "native.h", "native_forward.h", "native_backward.h"),
     *("native_score.h", "native.cpp"),
 )
@@ -24,6 +24,9 @@ _ACTIVATIONS = {
 RULES = {"adam": 0, "adamw": 1, "adamax": 2, "adagrad": 3, "rmsprop": 4, "sgd": 5}
 _SPREADS = {"plain": 0, "double": 1, "std_softplus": 2, "logvar_softplus": 3}
 LIKELIHOODS = {"bernoulli": 0, "gaussian": 1}
+# Inputs and outputs from which on a hidden layer has bfloat16 factors: below, converting takes what
+# they save.
+WIDE = 64
 ALIGNMENT = 64  # bytes, a line of the cache
 
 
@@ -60,7 +63,7 @@ class Net(Structure):
     _fields_ = (
         *((name, c_long) for name in ("pixels", "latent", "encoders", "decoders", "labels")),
         ("layers", POINTER(Layer)),
-        *((name, c_long) for name in ("gates", "logvar", "likelihood", "sparse", "bf16")),
+        *((name, c_long) for name in ("gates", "logvar", "likelihood", "sparse", "wide")),
         *((name, c_double) for name in ("least_std", "lowest", "highest", "sigma", "beta")),
         ("optimizer", Optimizer),
     )
@@ -70,7 +73,8 @@ class Net(Structure):
 def kernel() -> Any:
     """Load native.cpp."""
     library = load_kernels(*SOURCES)
-    library.vaebench_native_bf16.restype = c_long
+    for name in ("bf16", "squares"):
+        getattr(library, f"vaebench_native_{name}").restype = c_long
     library.vaebench_native_workspace.argtypes = [c_void_p, c_long]
     library.vaebench_native_workspace.restype = c_long
     pointers, counts = [c_void_p] * 2, [c_long] * 3
@@ -79,6 +83,11 @@ def kernel() -> Any:
     library.vaebench_native_score_workspace.restype = c_long
     library.vaebench_native_scores.argtypes = [*pointers, c_long, c_long, *[c_void_p] * 3, c_long]
     return library
+
+
+def takes_squares(layer: Linear) -> bool:
+    """Whether a hidden layer in bfloat16 is multiplied by squares: it, and this processor."""
+    return min(layer.inputs, layer.outputs) >= WIDE and bool(kernel().vaebench_native_squares())
 
 
 # Gives a parameter, and what its optimiser remembers of it: first and second moment, or None.
@@ -105,7 +114,7 @@ def describe(
         objective: of a likelihood that :data:`LIKELIHOODS` names.
         memory: where its parameters are.
         sparse: whether the first layer's weights lie by columns, and dark pixels are left out.
-        bf16: whether the output layer multiplies bfloat16.
+        bf16: whether the output layer, and what is wide on both sides, multiply bfloat16.
     """
     layers, spread = chain.in_order(), chain.spread
     described = (Layer * len(layers))(*(_layer(chain, each, memory, sparse) for each in layers))
@@ -120,7 +129,7 @@ def describe(
         _SPREADS[spread.name],
         LIKELIHOODS[objective.likelihood],
         sparse,
-        bf16,
+        WIDE if bf16 else 0,
         spread.least,
         spread.lowest,
         spread.highest,

@@ -44,12 +44,4 @@ inline uint16_t to_bf16(float x) {
 inline ivec& pairs_at(float* p) { return *(ivec*)p; }
 inline ivec broadcast_pair(pair value) { return ivec{} + value; }
 
-// One layer's values in pairs, to be multiplied forward, backward, and for its weights' gradient.
-struct Bf16 {
-  float *weight_rows, *weight_pairs;  // (out, width / 2) along in; (out / 2, width) along out
-  float *features, *images;           // (in / 2, stride) along in; (BLOCK / 2, width) along images
-  float *grad_rows, *grad_pairs;      // (out, stride / 2) along images; (out / 2, stride) along out
-  long width;                         // in, rounded up to whole vectors
-};
-
 }  // namespace

@@ -17,7 +17,9 @@ void weight_grad(const WeightGrad<T, Number>& w, const Number* large, const Numb
                  float* grad, float* workspace, int threads) {
   float *first = workspace + w.sums_floats(), *second = first + w.floats(w.large);
 #pragma omp parallel num_threads(threads)
-  {
+  if (w.squares) {
+    w.squares->run((const uint16_t*)large, (const uint16_t*)small, workspace, grad);
+  } else {
     const float *of_large = w.prepare(w.large, large, first),
                 *of_small = w.prepare(w.small, small, second);
     w.run({of_large, of_small, workspace, grad});

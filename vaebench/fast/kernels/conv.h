@@ -71,6 +71,18 @@ struct LiveTaps {
   long count() const { return taps.size(); }
 };
 
+// The small image's positions, along an axis, that a tap gives to.
+struct Range {
+  long first, past;
+
+  Range(const Geometry& g, int axis, long tap) {
+    const long stride = g.stride[axis], start = tap - g.padding[axis];  // in the large image
+    first = start < 0 ? ceil_div(-start, stride) : 0;
+    const long end = g.large[axis] - start;
+    past = max(first, min(g.small[axis], end > 0 ? ceil_div(end, stride) : 0));
+  }
+};
+
 // Where a live tap's source lies, in numbers, after the position's first.
 struct TapOffset {
   long live, offset;
@@ -107,6 +119,12 @@ vector<Class> classes_of(const Geometry& g, const LiveTaps& live, bool up, long 
     }
   return classes;
 }
+
+// A place of an image, and the class that it belongs to.
+struct Spot {
+  const Class* of;
+  Place place;
+};
 
 // Vectors that a tile is wide at most.
 constexpr long WIDEST = LANES == 16 ? 4 : 2;

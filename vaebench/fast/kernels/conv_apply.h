@@ -96,6 +96,7 @@ struct Convolution {
   Weights weights;
   Panels panels;
   vector<Class> classes;
+  bool squares;
 
   Convolution(const Geometry& g, bool up)
       : g(g),
@@ -107,7 +108,8 @@ struct Convolution {
         live(g),
         weights(g, !up),
         panels(channels),
-        classes(classes_of(g, live, up, source_channels, channels)) {
+        classes(classes_of(g, live, up, source_channels, channels)),
+        squares(T::depth == 2 && !dots && fills_squares(depth)) {
     const long large = g.large[0] * g.large[1], small = g.small[0] * g.small[1];
     source_size = (up ? small : large) * source_channels, size = (up ? large : small) * channels;
   }
@@ -124,6 +126,8 @@ struct Convolution {
 
   // For all threads of a team.
   void run(const On& on) const {
+    if constexpr (AMX && T::depth == 2)
+      if (squares) return run_squares(on);
     const long images = block_images(), blocks = ceil_div(g.batch, images);
 #pragma omp for schedule(dynamic, 1)
     for (long job = 0; job < panels.count * blocks; job++) {
@@ -132,6 +136,10 @@ struct Convolution {
         take_class(on, c, first, min(images, g.batch - first), job / blocks);
     }
   }
+
+  void run_squares(const On& on) const;
+  template <int W>
+  void take_spot(const On& on, const Spot& spot, long first, long images, long column) const;
 
   void take_class(const On& on, const Class& c, long first, long images, long panel) const {
     const long width = panels.width(panel), column = panels.first(panel) * LANES;

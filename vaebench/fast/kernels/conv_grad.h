@@ -97,6 +97,7 @@ struct WeightGrad {
   Operand large, small;
   long images;  // or pairs of them
   vector<Job> jobs;
+  const SquareGrad* squares;  // does all of it, if it can
 
   WeightGrad(const Geometry& g)
       : g(g),
@@ -107,7 +108,8 @@ struct WeightGrad {
         large(g.large, g.large_channels, width_of(g.large_channels, !small_columns)),
         small(g.small, g.small_channels, width_of(g.small_channels, small_columns)),
         images(ceil_div(g.batch, T::depth)),
-        jobs(all_jobs()) {}
+        jobs(all_jobs()),
+        squares(T::depth == 2 ? SquareGrad::plan(g) : nullptr) {}
 
   static long width_of(long channels, bool vectors) {
     return vectors ? round_up(channels, LANES) : channels;
@@ -119,7 +121,9 @@ struct WeightGrad {
   bool apart_sums() const { return weights.columns % LANES; }
   long step() const { return panels.vectors * LANES; }  // from one row of the sums to the next
   long sums_floats() const { return apart_sums() ? live.count() * weights.rows * step() : 0; }
-  long workspace() const { return sums_floats() + floats(large) + floats(small); }
+  long workspace() const {
+    return squares ? squares->workspace() : sums_floats() + floats(large) + floats(small);
+  }
 
   // Where an operand is read: copied to `to`, if it must be. For all threads of a team.
   const float* prepare(const Operand& side, const Number* from, float* to) const {
@@ -145,15 +149,6 @@ struct WeightGrad {
       for (long k = 0; k < count; k++) to[k] = even[k] | (uint32_t)odd[k] << 16;
     else
       for (long k = 0; k < count; k++) to[k] = even[k];
-  }
-
-  // The small positions that a tap gives to, along one axis.
-  void range(int axis, long tap, long& first, long& count) const {
-    const long stride = g.stride[axis], start = g.padding[axis] - tap;
-    first = max(0, ceil_div(start, stride));
-    if (start < 0) first = 0;
-    const long past = g.large[axis] + start;  // stride * i < past
-    count = max(0, min(g.small[axis], past > 0 ? ceil_div(past, stride) : 0) - first);
   }
 
   long block_images() const {
@@ -225,21 +220,20 @@ struct WeightGrad {
     shared_range(v, job.taps, start, end);
     take_columns(on, job, job.tap, job.taps, start, end, first, count, first > 0);
     for (long tap = 0; job.taps > 1 && tap < job.taps; tap++) {
-      long own, columns;
-      range(1, v + tap, own, columns);
-      if (own < start)
-        take_columns(on, job, job.tap + tap, 1, own, min(start, own + columns), first, count, true);
-      if (own + columns > end)
-        take_columns(on, job, job.tap + tap, 1, max(end, own), own + columns, first, count, true);
+      const Range own(g, 1, v + tap);
+      if (own.first < start)
+        take_columns(on, job, job.tap + tap, 1, own.first, min(start, own.past), first, count,
+                     true);
+      if (own.past > end)
+        take_columns(on, job, job.tap + tap, 1, max(end, own.first), own.past, first, count, true);
     }
   }
 
   void shared_range(long v, long taps, long& start, long& end) const {
     start = 0, end = g.small[1];
     for (long tap = 0; tap < taps; tap++) {
-      long own, columns;
-      range(1, v + tap, own, columns);
-      start = max(start, own), end = min(end, own + columns);
+      const Range own(g, 1, v + tap);
+      start = max(start, own.first), end = min(end, own.past);
     }
     end = max(start, end);
   }
@@ -248,18 +242,17 @@ struct WeightGrad {
   void take_columns(const GradOperands& on, const Job& job, long tap, long taps, long start,
                     long end, long first, long count, bool add) const {
     const long u = live.taps[tap] / g.kernel[1], v = live.taps[tap] % g.kernel[1];
-    long y, rows;
-    range(0, u, y, rows);
+    const Range y(g, 0, u);
     const float* l = on.large + first * large.image +
-                     (y * g.stride[0] + u - g.padding[0]) * large.row +
+                     (y.first * g.stride[0] + u - g.padding[0]) * large.row +
                      (start * g.stride[1] + v - g.padding[1]) * large.column;
-    const float* s = on.small + first * small.image + y * small.row + start * small.column;
+    const float* s = on.small + first * small.image + y.first * small.row + start * small.column;
     const Operand &a = small_columns ? large : small, &b = small_columns ? small : large;
     const long apart_a = small_columns ? large.column : 0, apart_b = large.column - apart_a;
     const long row_step[2] = {large.row * g.stride[0], small.row};
     const long column_step[2] = {large.column * g.stride[1], small.column};
     const Loop over_images{count, a.image, b.image};
-    const Loop over_rows{rows, row_step[!small_columns], row_step[small_columns]};
+    const Loop over_rows{y.past - y.first, row_step[!small_columns], row_step[small_columns]};
     const Loop over_columns{end - start, column_step[!small_columns], column_step[small_columns]};
     const Loop by_image[3] = {over_images, over_rows, over_columns};
     const Loop by_place[3] = {over_rows, over_columns, over_images};

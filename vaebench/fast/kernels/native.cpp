@@ -7,7 +7,7 @@ template <class Pixel>
 inline void Steps<Pixel>::train(const Block& block, const Rule& rule, const Pixel* images,
                                 const long* index, long next, const float* noise, double* totals) {
   const long E = net.encoders, H = hiddens();
-  prepare(block, images, index);
+  take_images(block, images, index);
   if (net.sparse)
     forward_sparse(block, layer(0), hidden[0]);
   else
@@ -46,9 +46,9 @@ inline void Steps<Pixel>::train(const Block& block, const Rule& rule, const Pixe
 #pragma omp barrier
   }
   if (net.sparse) {
-    transpose_all(block, hidden[0], hidden[0].features, layer(0).out, first_grad);
-    if (layer(0).gate)
-      transpose_all(block, hidden[0], hidden[0].gates, layer(0).out, gate_grad);
+    const long out = layer(0).out, width = hidden[0].width;
+    transpose_all(block, hidden[0].features, out, width, first_grad, false);
+    if (layer(0).gate) transpose_all(block, hidden[0].gates, out, width, gate_grad, false);
 #pragma omp barrier
   }
   update_all(block, rule);
@@ -62,7 +62,9 @@ inline void Steps<Pixel>::train(const Block& block, const Rule& rule, const Pixe
 
 template <class Pixel>
 inline void Steps<Pixel>::keep_images(const Block& block, long i) const {
-  transpose_all(block, hidden[i], hidden[i].features, layer(i).out, hidden[i].images);
+  const Values& v = hidden[i];
+  transpose_all(block, v.features, layer(i).out, v.width, v.pairs ? v.image_pairs : v.images,
+                v.pairs);
 }
 
 template <class Pixel>
@@ -89,7 +91,8 @@ inline void Steps<Pixel>::run(long images, long batch, const Pixel* data, const 
   const double before = *net.optimizer.step;
 #pragma omp parallel num_threads(threads)
   {
-    if (net.bf16) keep_all_weights();
+    const Squares squares(net.wide);
+    keep_all_weights();
     for (long start = 0; start < images; start += batch) {
       const long end = min(start + batch, images);
       const Rule rule(net.optimizer, before + start / batch + 1);
@@ -114,6 +117,9 @@ extern "C" long vaebench_native_workspace(const Net* net, long batch) {
 
 // Whether this processor multiplies bfloat16 pairs.
 extern "C" long vaebench_native_bf16() { return BF16; }
+
+// Whether it multiplies squares of them, and may.
+extern "C" long vaebench_native_squares() { return has_squares(); }
 
 // Train a step on each `batch` of the images at `index`, on fewer at last; add recon and kl to
 // totals.

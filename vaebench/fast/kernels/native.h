@@ -24,7 +24,8 @@ struct Net {
   long gates;     // how many
   long logvar;    // what makes logvar of its head's output
   long likelihood, sparse;
-  long bf16;  // bfloat16 factors in the output layer's products
+  long wide;  // inputs and outputs from which on hidden layers have bfloat16 factors, as the output
+              // layer has; 0: none has
   double least_std, lowest, highest;  // logvar is cut off at the last two
   double sigma, beta;
   Optimizer optimizer;
@@ -36,7 +37,7 @@ enum { BERNOULLI, GAUSSIAN };
 // logvar of its head's output h: h; 2 h; 2 log(softplus(h) + least_std); softplus(h).
 enum { PLAIN, DOUBLE, STD_SOFTPLUS, LOGVAR_SOFTPLUS };
 
-constexpr long BLOCK = ROWS, MOST_HIDDEN = 64;
+constexpr long BLOCK = ROWS, MOST_LAYERS = 64;
 
 // Steps
 
@@ -49,6 +50,19 @@ struct Values {
   // (out, stride), where the way back needs them: what the gate lets through, or the sums of an
   // activation whose derivative is of these; and what the gate is.
   float *before = nullptr, *gates = nullptr;
+  // For layers that multiply pairs: (out / 2, stride) along features, (BLOCK / 2, width) along
+  // images.
+  float *pairs = nullptr, *image_pairs = nullptr;
+};
+
+// What a layer's products are of that multiplies pairs, beside what it takes.
+struct Pairs {
+  float* weight_rows;      // (out, depth) along in; left_place says where
+  float* weight_columns;   // along out: (out / 2, width), or by squares (width, grad_depth)
+  float* grad_rows;        // (out, stride / 2) along images; left_place says where
+  float* grad_pairs;       // (out / 2, stride) along out
+  long width;              // in, rounded up to whole vectors
+  long depth, grad_depth;  // pairs of in, and of out, rounded up to whole squares
 };
 
 // Images that are taken together, in the step that they belong to.
@@ -72,9 +86,9 @@ struct Steps {
   Lists lists;
   Pixel* transposed;  // (inputs, stride): the images feature-major, as they are
   Values input, z;    // input: of a dense first layer, and the loss's gradient by the output
-  Values hidden[MOST_HIDDEN];
+  Values hidden[MOST_LAYERS];
   float *mu, *logvar, *std, *eps;  // (latent, stride)
-  Bf16 bf16;                       // of the output layer
+  Pairs pairs[MOST_LAYERS];        // of those of the net's layers that multiply them
   float *first_grad, *gate_grad;   // (BLOCK, width): by the sparse first layer's sums, and its gate's
   float* grads;                    // where a step adds them up, layer by layer: weights, biases
   double* squares;                 // of chunks of these, summed
@@ -83,15 +97,19 @@ struct Steps {
 
   // Divide the workspace; without any, only find its size.
   Steps(const Net& net, long batch, float* workspace) : net(net), workspace(workspace) {
-    stride = round_up(min(batch, BLOCK), LANES);
+    stride = round_up(min(batch, BLOCK), net.wide ? 2 * SQUARE : LANES);
     lists = lists_in(take(list_floats(ceil_div(inputs(), G))), 1, inputs());
     transposed = (Pixel*)take(inputs() * stride);
     input = take_values(inputs(), !net.sparse);
     z = take_values(net.latent + net.labels, true);
     for (long i = 0; i < hiddens(); i++) hidden[i] = take_hidden(layer(i));
+    if (takes_pairs(layer(0))) take_pairs(input, inputs());
+    for (long i = 0; i < hiddens(); i++)
+      if (takes_pairs(after(i))) take_pairs(hidden[i], layer(i).out);
+    for (long i = 0; i < layers(); i++)
+      if (takes_pairs(net.layers[i])) pairs[i] = take_pairs(net.layers[i]);
     mu = take(net.latent * stride), logvar = take(net.latent * stride);
     std = take(net.latent * stride), eps = take(net.latent * stride);
-    if (net.bf16) bf16 = take_bf16();
     first_grad = take(net.sparse ? BLOCK * hidden[0].width : 0);
     gate_grad = take(net.sparse && layer(0).gate ? BLOCK * hidden[0].width : 0);
     const bool summed = batch > BLOCK || net.optimizer.clip_norm;
@@ -121,13 +139,19 @@ struct Steps {
     return values;
   }
 
-  Bf16 take_bf16() {
-    const Layer& layer = output();
-    const long width = round_up(layer.in, LANES), pairs = ceil_div(layer.out, 2);
-    float *rows = take(layer.out * width / 2), *across = take(pairs * width);
-    float *features = take(ceil_div(layer.in, 2) * stride), *images = take(BLOCK / 2 * width);
-    float *grad_rows = take(layer.out * stride / 2), *grad_pairs = take(pairs * stride);
-    return {rows, across, features, images, grad_rows, grad_pairs, width};
+  // Whole squares of them, whose edges stay 0.
+  void take_pairs(Values& values, long out) {
+    values.pairs = take(round_up(ceil_div(out, 2), SQUARE) * stride);
+    values.image_pairs = take(BLOCK / 2 * values.width);
+  }
+
+  Pairs take_pairs(const Layer& layer) {
+    const long rows = round_up(layer.out, SQUARE), width = round_up(layer.in, 2 * LANES);
+    const long depth = round_up(ceil_div(layer.in, 2), SQUARE);
+    const long grad_depth = round_up(ceil_div(layer.out, 2), SQUARE);
+    float *weight_rows = take(rows * depth), *weight_columns = take(width * grad_depth);
+    float *grad_rows = take(rows * stride / 2), *grad_pairs = take(grad_depth * stride);
+    return {weight_rows, weight_columns, grad_rows, grad_pairs, width, depth, grad_depth};
   }
 
   long inputs() const { return net.pixels + net.labels; }  // of an image
@@ -137,7 +161,12 @@ struct Steps {
   Layer& output() const { return net.layers[hiddens() + 2]; }
   const Layer& gate_of(const Layer& layer) const { return net.layers[layer.gate]; }
   long layers() const { return hiddens() + 3 + net.gates; }
-  long output_rows() const { return ceil_div(net.pixels, M); }
+  // What follows a hidden layer: the heads stand for one another.
+  const Layer& after(long i) const {
+    return i + 1 == net.encoders ? head(0) : i + 1 < hiddens() ? layer(i + 1) : output();
+  }
+  long output_height() const { return tile_height(takes_pairs(output())); }
+  long output_rows() const { return ceil_div(net.pixels, output_height()); }
 
   static Activation activation_of(const Layer& layer) {
     return {layer.activation, (float)layer.slope};
@@ -145,7 +174,7 @@ struct Steps {
 
   // Whether a layer's weight is (in, out), and takes lists of pixels.
   bool is_sparse(const Layer& l) const {
-    return net.sparse && (&l == &layer(0) || (layer(0).gate && &l == &gate_of(layer(0))));
+    return net.sparse && is_like(l, layer(0));
   }
 
   long lines(const Layer& layer) const { return is_sparse(layer) ? layer.in : layer.out; }
@@ -162,7 +191,8 @@ struct Steps {
 
   // Images: native_forward.h
 
-  void prepare(const Block& block, const Pixel* images, const long* index);
+  void take_images(const Block& block, const Pixel* images, const long* index);
+  void list_images(const Block& block, const Pixel* images, const long* index);
   void take_group(const Pixel* p, long row, long first, long count);
   void prefetch_images(const Pixel* images, const long* index, long count);
 
@@ -179,8 +209,8 @@ struct Steps {
   // Forward: native_forward.h
 
   Factors forward_factors(const Layer& layer, const Values& from) const;
-  void transpose_all(const Block& block, const Values& values, const float* features, long out,
-                     float* images) const;
+  void transpose_all(const Block& block, const float* features, long out, long width, float* images,
+                     bool pairs) const;
   void keep_pairs(const Tile& tile, const float* from, long features, float* to) const;
   void forward(const Block& block, const Layer& layer, const Values& from, const Values& to);
   void forward_gated(const Block& block, const Layer& layer, const Values& from, const Values& to);
@@ -194,12 +224,16 @@ struct Steps {
   template <int W>
   void finish_gated(const Block& block, const float* tile, const float* gates, const Values& to,
                     long column, long columns);
+  void store_hidden(const Block& block, vec (&square)[LANES], const Values& to, long image,
+                    long feature, long count) const;
   void store_features(vec (&square)[LANES], float* features, long count) const;
+  void store_pairs(const vec* lines, long count, float* to, long step) const;
   void heads(const Block& block, const Values& from);
   void draw(const Block& block, const float* noise);
   void draw_label(const Block& block, long j);
   void likelihood(const Block& block, const Values& from);
-  void keep_grads(const Tile& tile) const;
+  void keep_grads(const Block& block, const Tile& tile, const Layer& layer,
+                  const float* grads) const;
 
   vec logvar_of(vec h) const {
     const float low = net.lowest, high = net.highest;
@@ -231,7 +265,18 @@ struct Steps {
     }
   }
 
-  bool is_bf16(const Layer& layer) const { return net.bf16 && &layer == &output(); }
+  bool takes_pairs(const Layer& l) const {
+    const bool latent = &l == &head(0) || &l == &head(1) || is_like(l, layer(net.encoders));
+    const bool wide = !latent && !is_sparse(l) && min(l.in, l.out) >= net.wide;
+    return net.wide && (wide || &l == &output());
+  }
+
+  // Whether a layer is another one, or its gate.
+  bool is_like(const Layer& l, const Layer& other) const {
+    return &l == &other || (other.gate && &l == &gate_of(other));
+  }
+
+  const Pairs& pairs_of(const Layer& layer) const { return pairs[&layer - net.layers]; }
 
   // Call with each vector of a tile: (its values, its feature, its place among the features).
   template <class Use>
@@ -260,7 +305,9 @@ struct Steps {
                  long count);
   void update(const Block& block, const Rule& rule, const Layer& layer, const float* grads,
               const Values& from);
-  void keep_weights(long row, long rows, long vector, long vectors) const;
+  void update_squares(const Block& block, const Rule& rule, const Layer& layer,
+                      const Factors& gradient, long vectors);
+  void keep_weights(const Layer& layer, long row, long rows, long vector, long vectors) const;
   void keep_all_weights() const;
   void update_hidden(const Block& block, const Rule& rule, long i);
   void update_sparse(const Block& block, const Rule& rule, const Layer& layer, const float* grad,

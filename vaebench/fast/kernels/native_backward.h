@@ -6,9 +6,12 @@ namespace {
 
 template <class Pixel>
 inline Factors Steps<Pixel>::backward_factors(const Layer& layer, const float* grads) const {
-  if (is_bf16(layer))
-    return {bf16.weight_pairs,      1,   bf16.width, bf16.grad_pairs, stride,
-            ceil_div(layer.out, 2), true};
+  if (takes_pairs(layer)) {
+    const Pairs& own = pairs_of(layer);
+    const long step = has_squares() ? own.grad_depth : 1, apart = has_squares() ? 1 : own.width;
+    const long depth = ceil_div(layer.out, 2);
+    return {own.weight_columns, step, apart, own.grad_pairs, stride, depth, true};
+  }
   return {layer.weight, 1, layer.in, grads, stride, layer.out};
 }
 
@@ -26,21 +29,25 @@ inline void Steps<Pixel>::backward(const Block& block, const Layer& layer, const
                                    const Values& to) {
   const Activation activation = activation_of(layer);
   product(layer.out, block.vectors, terms, no_prefetch, [&](Tile& tile) {
-    if (!to.before)
-      return each(tile, [&](vec grad, long, long vector, long place) {
+    if (!to.before) {
+      each(tile, [&](vec grad, long, long vector, long place) {
         vec& h = at(to.features + place);
         h = mask(grad * activation.grad(h), block.live(vector));
       });
-    each(tile, [&](vec grad, long, long vector, long place) {
-      const vec before = at(to.before + place);
-      if (to.gates) {
-        vec& gate = at(to.gates + place);
-        const vec through = grad * gate;
-        gate = mask(through * before * (1.0f - gate), block.live(vector));
-        grad = through;
-      }
-      at(to.features + place) = mask(grad * activation.grad(before), block.live(vector));
-    });
+    } else {
+      each(tile, [&](vec grad, long, long vector, long place) {
+        const vec before = at(to.before + place);
+        if (to.gates) {
+          vec& gate = at(to.gates + place);
+          const vec through = grad * gate;
+          gate = mask(through * before * (1.0f - gate), block.live(vector));
+          grad = through;
+        }
+        at(to.features + place) = mask(grad * activation.grad(before), block.live(vector));
+      });
+    }
+    keep_grads(block, tile, layer, to.features);
+    if (layer.gate) keep_grads(block, tile, gate_of(layer), to.gates);
   });
 }
 
@@ -94,9 +101,12 @@ template <class Pixel>
 inline void Steps<Pixel>::update(const Block& block, const Rule& rule, const Layer& layer,
                                  const float* grads, const Values& from) {
   Factors gradient{grads, stride, 1, from.images, from.width, block.images};
-  if (is_bf16(layer))
-    gradient = {
-        bf16.grad_rows, stride / 2, 1, bf16.images, bf16.width, ceil_div(block.images, 2), true};
+  if (takes_pairs(layer))
+    gradient = {pairs_of(layer).grad_rows,    stride / 2, 1, from.image_pairs, from.width,
+                ceil_div(block.images, 2), true};
+  update_bias(block, rule, layer, grads);
+  if (gradient.pairs && has_squares())
+    return update_squares(block, rule, layer, gradient, from.width / LANES);
   const auto next = [&](long row) -> Prefetch {
     const long place = row * layer.in;
     return {{layer.weight + place, layer.weight_m + place, layer.weight_v + place},
@@ -110,35 +120,69 @@ inline void Steps<Pixel>::update(const Block& block, const Rule& rule, const Lay
         add_grad(block, rule, layer, (tile.row + m) * layer.in + column, at(tile(m, n)),
                  layer.in - column);
       }
-    if (is_bf16(layer) && block.last && !rule.norm)
-      keep_weights(tile.row, tile.rows, tile.vector, tile.vectors);
+    if (takes_pairs(layer) && block.last && !rule.norm)
+      keep_weights(layer, tile.row, tile.rows, tile.vector, tile.vectors);
   });
-  update_bias(block, rule, layer, grads);
 }
 
-// Keep some of the output layer's weights in pairs.
+// The same by squares, so quick that memory is what is waited for: rows of weights in one go.
 template <class Pixel>
-inline void Steps<Pixel>::keep_weights(long row, long rows, long vector, long vectors) const {
-  const Layer& layer = output();
-  for (long m = row; m < row + rows; m += 2)
-    for (long n = vector; n < vector + vectors; n++) {
-      const long column = n * LANES;
-      vec even, odd = {};
-      load<1>(&even, layer.weight + m * layer.in + column, layer.in - column);
-      store_bf16(bf16.weight_rows + (m * bf16.width + column) / 2, even);
-      if (m + 1 < layer.out) {
-        load<1>(&odd, layer.weight + (m + 1) * layer.in + column, layer.in - column);
-        store_bf16(bf16.weight_rows + ((m + 1) * bf16.width + column) / 2, odd);
-      }
-      pairs_at(bf16.weight_pairs + m / 2 * bf16.width + column) = pack_pairs(even, odd);
+inline void Steps<Pixel>::update_squares(const Block& block, const Rule& rule, const Layer& layer,
+                                         const Factors& gradient, long vectors) {
+  constexpr long PART = 16;  // vectors
+#pragma omp for schedule(static) nowait
+  for (long row = 0; row < layer.out; row += HIGHEST)
+    for (long first = 0; first < vectors; first += PART) {
+      const long count = min(PART, vectors - first), rows = min(HIGHEST, layer.out - row);
+      alignas(64) float grads[HIGHEST * PART * LANES];
+      multiply_squares<false>(gradient, row, rows, first, count, grads, count * LANES);
+      for (long m = 0; m < rows; m++)
+        for (long n = 0; n < count; n++) {
+          const long column = (first + n) * LANES;
+          add_grad(block, rule, layer, (row + m) * layer.in + column,
+                   at(grads + (m * count + n) * LANES), layer.in - column);
+        }
+      if (block.last && !rule.norm) keep_weights(layer, row, rows, first, count);
     }
+}
+
+// Keep a tile of a layer's weights in pairs.
+template <class Pixel>
+inline void Steps<Pixel>::keep_weights(const Layer& layer, long row, long rows, long vector,
+                                       long vectors) const {
+  const Pairs& own = pairs_of(layer);
+  if (has_squares()) {
+    for (long m = row; m < row + rows; m += SQUARE)
+      for (long n = vector; n < vector + vectors; n += 2) {
+        const long column = n * LANES;
+        const auto columns = [&](long k) {
+          return own.weight_columns + left_place(k, m / 2, own.grad_depth);
+        };
+        pair_weights(layer.weight + m * layer.in + column, layer.in, row + rows - m,
+                     layer.in - column, own.weight_rows + left_place(m, column / 2, own.depth),
+                     columns(column), columns(column + LANES));
+      }
+    return;
+  }
+  for (long n = vector; n < vector + vectors; n++) {
+    const long column = n * LANES;
+    vec weights[M];
+    for (long m = 0; m < rows; m++) {
+      load<1>(&weights[m], layer.weight + (row + m) * layer.in + column, layer.in - column);
+      store_bf16(own.weight_rows + left_place(row + m, column / 2, own.depth), weights[m]);
+    }
+    store_pairs(weights, rows, own.weight_columns + row / 2 * own.width + column, own.width);
+  }
 }
 
 template <class Pixel>
 inline void Steps<Pixel>::keep_all_weights() const {
+  const long height = tile_height(true);
+  for (const Layer* l = net.layers; l < net.layers + layers(); l++)
+    if (takes_pairs(*l))
 #pragma omp for schedule(static)
-  for (long row = 0; row < output().out; row += M)
-    keep_weights(row, min(M, output().out - row), 0, bf16.width / LANES);
+      for (long row = 0; row < l->out; row += height)
+        keep_weights(*l, row, min(height, l->out - row), 0, ceil_div(l->in, LANES));
 }
 
 // A hidden layer and its gate.
@@ -229,7 +273,7 @@ inline void Steps<Pixel>::update_by_norm(Rule rule) {
 #pragma omp single
     change_line({l->bias, l->bias_m, l->bias_v}, 0, weights(*l), l->out);
   }
-  if (net.bf16) keep_all_weights();
+  keep_all_weights();
 }
 
 }  // namespace

@@ -4,9 +4,27 @@ namespace {
 
 // Images
 
-// List and transpose the images at `index`; threads take parts of the pixels.
+// Take the images at `index`, in all ways in which they are wanted; threads take parts of the
+// pixels.
 template <class Pixel>
-inline void Steps<Pixel>::prepare(const Block& block, const Pixel* images, const long* index) {
+inline void Steps<Pixel>::take_images(const Block& block, const Pixel* images, const long* index) {
+  if (net.sparse) return list_images(block, images, index);
+#pragma omp for schedule(static)
+  for (long first = 0; first < inputs(); first += LANES)
+    for (long image = 0; image < block.images; image += LANES) {
+      const long live = min(LANES, block.images - image), count = min(LANES, inputs() - first);
+      vec square[LANES] = {};
+      for (long i = 0; i < live; i++)
+        square[i] = load_units(images + index[image + i] * inputs() + first, count);
+      store_hidden(block, square, input, image, first, count);
+      for (long j = 0; j < count; j++)
+        store_unit(transposed + (first + j) * stride + image, square[j]);
+    }
+}
+
+// List and transpose them.
+template <class Pixel>
+inline void Steps<Pixel>::list_images(const Block& block, const Pixel* images, const long* index) {
   constexpr long PART = 32, FEW = 8;  // pixels; FEW are often all zero
 #pragma omp for schedule(static)
   for (long part = 0; part < inputs(); part += PART) {
@@ -20,10 +38,6 @@ inline void Steps<Pixel>::prepare(const Block& block, const Pixel* images, const
         for (long first = few; first < min(few + FEW, end); first += G)
           take_group(image + first, row, first, min(G, end - first));
       }
-      if (!net.sparse)
-        for (long p = part; p < end; p++)
-          input.images[row * input.width + p] = input.features[p * stride + row] =
-              to_unit(image[p]);
     }
   }
 }
@@ -50,16 +64,17 @@ inline void Steps<Pixel>::prefetch_images(const Pixel* images, const long* index
 
 template <class Pixel>
 inline Factors Steps<Pixel>::forward_factors(const Layer& layer, const Values& from) const {
-  if (is_bf16(layer))
-    return {bf16.weight_rows, bf16.width / 2,        1,   bf16.features,
-            stride,           ceil_div(layer.in, 2), true};
+  if (takes_pairs(layer)) {
+    const Pairs& own = pairs_of(layer);
+    return {own.weight_rows, own.depth, 1, from.pairs, stride, ceil_div(layer.in, 2), true};
+  }
   return {layer.weight, layer.in, 1, from.features, stride, layer.in};
 }
 
-// Copy features to where they lie image-major.
+// Copy features to where they lie image-major, as numbers or in pairs of images.
 template <class Pixel>
-inline void Steps<Pixel>::transpose_all(const Block& block, const Values& values,
-                                        const float* features, long out, float* images) const {
+inline void Steps<Pixel>::transpose_all(const Block& block, const float* features, long out,
+                                        long width, float* images, bool pairs) const {
 #pragma omp for schedule(static) nowait
   for (long first = 0; first < out; first += LANES)
     for (long n = 0; n < block.vectors; n++) {
@@ -68,14 +83,18 @@ inline void Steps<Pixel>::transpose_all(const Block& block, const Values& values
         square[k] = at(features + (first + k) * stride + n * LANES);
       transpose(square);
       const long live = min(LANES, block.live(n));
-      if (net.bf16 && &values == &hidden[hiddens() - 1])
-        for (long i = 0; i < live; i += 2)
-          pairs_at(bf16.images + (n * LANES + i) / 2 * bf16.width + first) =
-              pack_pairs(square[i], i + 1 < live ? square[i + 1] : vec{});
+      if (pairs)
+        store_pairs(square, live, images + n * LANES / 2 * width + first, width);
       else
-        for (long i = 0; i < live; i++)
-          at(images + (n * LANES + i) * values.width + first) = square[i];
+        for (long i = 0; i < live; i++) at(images + (n * LANES + i) * width + first) = square[i];
     }
+}
+
+// Store pairs of up to LANES lines, `step` apart.
+template <class Pixel>
+inline void Steps<Pixel>::store_pairs(const vec* lines, long count, float* to, long step) const {
+  for (long i = 0; i < min(LANES, count); i += 2)
+    pairs_at(to + i / 2 * step) = pack_pairs(lines[i], i + 1 < count ? lines[i + 1] : vec{});
 }
 
 // Keep a tile of features (their places are in `from`) in pairs along them.
@@ -104,8 +123,7 @@ inline void Steps<Pixel>::forward(const Block& block, const Layer& layer, const 
     each(tile, [&](vec x, long feature, long, long place) {
       at(to.features + place) = activation(x + layer.bias[feature]);
     });
-    if (net.bf16 && &to == &hidden[hiddens() - 1])
-      keep_pairs(tile, to.features, layer.out, bf16.features);
+    if (to.pairs) keep_pairs(tile, to.features, layer.out, to.pairs);
   });
 }
 
@@ -126,8 +144,7 @@ inline void Steps<Pixel>::forward_gated(const Block& block, const Layer& layer, 
       at(to.gates + place) = share;
       at(to.features + place) = at(to.before + place) * share;
     });
-    if (net.bf16 && &to == &hidden[hiddens() - 1])
-      keep_pairs(tile, to.features, layer.out, bf16.features);
+    if (to.pairs) keep_pairs(tile, to.features, layer.out, to.pairs);
   });
 }
 
@@ -167,11 +184,9 @@ inline void Steps<Pixel>::finish_sparse(const Block& block, const float* tile, c
     for (long k = 0; k < W; k++) {
       vec square[LANES] = {};
       const long features = column + k * LANES;
-      for (long i = 0; i < min(LANES, block.images - first); i++) {
+      for (long i = 0; i < min(LANES, block.images - first); i++)
         square[i] = activation(at(tile + ((first + i) * W + k) * LANES));
-        at(to.images + (first + i) * to.width + features) = square[i];
-      }
-      store_features(square, to.features + features * stride + first, columns - k * LANES);
+      store_hidden(block, square, to, first, features, columns - k * LANES);
     }
 }
 
@@ -190,13 +205,25 @@ inline void Steps<Pixel>::finish_gated(const Block& block, const float* tile, co
         square[i] = activation(at(tile + place));
         before[i] = gates ? square[i] : at(tile + place);
         if (gates) square[i] *= shares[i] = sigmoid(at(gates + place));
-        at(to.images + (first + i) * to.width + features) = square[i];
       }
       const long place = features * stride + first;
-      store_features(square, to.features + place, count);
+      store_hidden(block, square, to, first, features, count);
       store_features(before, to.before + place, count);
       if (gates) store_features(shares, to.gates + place, count);
     }
+}
+
+// Put a square (images, features) from an image and a feature on where values lie, in all ways.
+template <class Pixel>
+inline void Steps<Pixel>::store_hidden(const Block& block, vec (&square)[LANES], const Values& to,
+                                       long image, long feature, long count) const {
+  const long live = min(LANES, block.images - image), place = feature * stride + image;
+  if (to.pairs)
+    store_pairs(square, live, to.image_pairs + image / 2 * to.width + feature, to.width);
+  else
+    for (long i = 0; i < live; i++) at(to.images + (image + i) * to.width + feature) = square[i];
+  store_features(square, to.features + place, count);
+  if (to.pairs) store_pairs(square, count, to.pairs + feature / 2 * stride + image, stride);
 }
 
 // Put a square (images, features) where so many features lie.
@@ -259,7 +286,8 @@ inline void Steps<Pixel>::likelihood(const Block& block, const Values& from) {
   const Layer& layer = output();
   const float precision = 1 / (net.sigma * net.sigma);
   product(layer.out, block.vectors, {forward_factors(layer, from)}, no_prefetch, [&](Tile& tile) {
-    Bernoulli& sums = recon[tile.row / M];
+    const long row = tile.row / output_height();
+    Bernoulli& sums = recon[row];
     if (tile.vector == 0) sums = Bernoulli();
     each(tile, [&](vec out, long pixel, long vector, long place) {
       const long live = block.live(vector);
@@ -276,20 +304,28 @@ inline void Steps<Pixel>::likelihood(const Block& block, const Values& from) {
       }
       at(input.features + place) = mask(grad * block.share, live);
     });
-    if (net.bf16) keep_grads(tile);
+    keep_grads(block, tile, layer, input.features);
     sums.count_exponent();
-    if (tile.vector + tile.vectors == block.vectors) recon_sums[tile.row / M] = sums.value();
+    if (tile.vector + tile.vectors == block.vectors) recon_sums[row] = sums.value();
   });
 }
 
+// Keep a tile of the loss's gradients by a layer's sums in pairs, if it multiplies these.
 template <class Pixel>
-inline void Steps<Pixel>::keep_grads(const Tile& tile) const {
-  keep_pairs(tile, input.features, output().out, bf16.grad_pairs);
-  for (long m = 0; m < tile.rows; m++)
-    for (long n = 0; n < tile.vectors; n++) {
-      const long place = (tile.row + m) * stride + (tile.vector + n) * LANES;
-      store_bf16(bf16.grad_rows + place / 2, at(input.features + place));
-    }
+inline void Steps<Pixel>::keep_grads(const Block& block, const Tile& tile, const Layer& layer,
+                                     const float* grads) const {
+  if (!takes_pairs(layer)) return;
+  const Pairs& own = pairs_of(layer);
+  keep_pairs(tile, grads, layer.out, own.grad_pairs);
+  const bool half = block.vectors % 2 && tile.vector + tile.vectors == block.vectors;
+  for (long row = tile.row; row < tile.row + tile.rows; row++) {
+    const auto store = [&](long n, vec x) {
+      store_bf16(own.grad_rows + left_place(row, n * LANES / 2, stride / 2), x);
+    };
+    for (long n = tile.vector; n < tile.vector + tile.vectors; n++)
+      store(n, at(grads + row * stride + n * LANES));
+    if (half) store(block.vectors, vec{});  // of a square
+  }
 }
 
 }  // namespace

@@ -82,10 +82,34 @@ const Scale SCALE;
 inline float to_unit(uint8_t p) { return SCALE.of[p]; }
 inline float to_unit(float p) { return p; }
 
+// Exactly p / 255, which takes a divider three times as long.
+inline vec to_unit(vec p) {
+#if defined(__FMA__)
+  const vec near = p * (1 / 255.0f);
+  return near + (p - near * 255.0f) * (1 / 255.0f);
+#else
+  return p / 255.0f;
+#endif
+}
+
 inline vec load_unit(const float* p) { return at(p); }
+inline void store_unit(float* p, vec x) { at(p) = x; }
 inline vec load_unit(const uint8_t* p) {
   typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
-  return __builtin_convertvector(__builtin_convertvector(*(const bytes*)p, ivec), vec) / 255.0f;
+  return to_unit(__builtin_convertvector(__builtin_convertvector(*(const bytes*)p, ivec), vec));
+}
+inline void store_unit(uint8_t* p, vec x) {
+  typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
+  *(bytes*)p = __builtin_convertvector(__builtin_convertvector(x * 255.0f + 0.5f, ivec), bytes);
+}
+
+// The first `count` of a vector's pixels, zeros after them.
+template <class Pixel>
+inline vec load_units(const Pixel* p, long count) {
+  if (count >= LANES) return load_unit(p);
+  Pixel part[LANES] = {};
+  std::memcpy(part, p, count * sizeof(Pixel));
+  return load_unit(part);
 }
 
 }  // namespace

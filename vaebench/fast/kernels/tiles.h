@@ -3,18 +3,19 @@
 namespace {
 
 // A tile of a product: rows, and vectors of columns. Its sums take 24 of 32, or 12 of 16 registers.
-constexpr int M = 6, N = LANES == 16 ? 4 : 2;
+constexpr int M = 6, N = LANES == 16 ? 4 : 2, HIGHEST = AMX ? HIGH * SQUARE : M;
 
 // A tile of rows and vectors of a product, and where it lies.
 struct Tile {
-  alignas(64) float values[M * N * LANES];
+  alignas(64) float values[HIGHEST * N * LANES];
   long row, rows, vector, vectors;
 
   float* operator()(long m, long n) { return values + (m * N + n) * LANES; }
 };
 
 // a (rows, depth), any strides, times b (depth, vectors), rows bk apart; numbers, or pairs of
-// bfloat16.
+// bfloat16. Where these are multiplied by squares, a's rows are am pairs long and lie as left_place
+// says, and rows and depth are read up to whole squares: what is past the depth is 0.
 struct Factors {
   const float* a;
   long am, ak;
@@ -23,7 +24,7 @@ struct Factors {
   bool pairs = false;
 };
 
-// What is multiplied and added up to one product: one pair of factors, or two.
+// What is multiplied and added up to one product: one pair of factors, or two of a kind.
 struct Terms {
   Factors factors[2];
   int count = 0;
@@ -36,6 +37,10 @@ struct Terms {
   const Factors* begin() const { return factors; }
   const Factors* end() const { return factors + count; }
 };
+
+// Rows of a tile.
+inline long tile_height(bool pairs) { return pairs && has_squares() ? HIGH * SQUARE : M; }
+inline long tile_height(const Terms& terms) { return tile_height(terms.begin()->pairs); }
 
 // Memory that is wanted soon, in several streams alike: prefetched line by line in between
 // products. All at once it would take every place that the processor has for lines under way.
@@ -94,8 +99,37 @@ void multiply(const Factors& f, Tile& tile, bool add, Prefetch& prefetch) {
   });
 }
 
+template <bool ADD, int R, int W>
+inline void multiply_squares(const Factors& f, long row, long vector, float* sums, long step) {
+  start_squares<R, W, ADD>(sums, step);
+  const Left left{f.a + row * f.am, SQUARE, SQUARE * f.am, SQUARE * SQUARE};
+  add_squares<R, W>(left, f.b + vector * LANES, f.bk, f.depth);
+  store_squares<R, W>(sums, step);
+}
+
+// sums (rows `step` apart), from a row and a vector on, = a b by squares, or has it added.
+template <bool ADD>
+void multiply_squares(const Factors& f, long row, long rows, long vector, long vectors, float* sums,
+                      long step) {
+  for (long n = 0; n < vectors; n += HIGH) {
+    const bool both = n + 1 < vectors;
+    if (rows > SQUARE && both)
+      multiply_squares<ADD, HIGH, 2>(f, row, vector + n, sums + n * LANES, step);
+    else if (rows > SQUARE)
+      multiply_squares<ADD, HIGH, 1>(f, row, vector + n, sums + n * LANES, step);
+    else if (both)
+      multiply_squares<ADD, 1, 2>(f, row, vector + n, sums + n * LANES, step);
+    else
+      multiply_squares<ADD, 1, 1>(f, row, vector + n, sums + n * LANES, step);
+  }
+}
+
 // tile = a b, or has it added.
 void multiply(const Factors& f, Tile& tile, bool add, Prefetch& prefetch) {
+  if constexpr (AMX)
+    if (f.pairs && has_squares())
+      return (add ? multiply_squares<true> : multiply_squares<false>)(
+          f, tile.row, tile.rows, tile.vector, tile.vectors, tile.values, N * LANES);
   if constexpr (BF16)
     if (f.pairs) return multiply<true>(f, tile, add, prefetch);
   multiply<false>(f, tile, add, prefetch);
@@ -107,7 +141,7 @@ template <class Finish>
 void product_of_rows(long row, long rows, long vectors, const Terms& terms, Prefetch prefetch,
                      Finish finish) {
   Tile tile;
-  tile.row = row, tile.rows = min(M, rows - row);
+  tile.row = row, tile.rows = min(tile_height(terms), rows - row);
   for (long n = 0; n < vectors; n += N) {
     tile.vector = n, tile.vectors = min(N, vectors - n);
     for (const Factors& term : terms) multiply(term, tile, &term != terms.begin(), prefetch);
@@ -120,9 +154,10 @@ void product_of_rows(long row, long rows, long vectors, const Terms& terms, Pref
 // in its own cache.
 template <class Next, class Finish>
 void product(long rows, long vectors, const Terms& terms, Next next, Finish finish) {
+  const long height = tile_height(terms);
 #pragma omp for schedule(static) nowait
-  for (long row = 0; row < rows; row += M)
-    product_of_rows(row, rows, vectors, terms, next(row + M), finish);
+  for (long row = 0; row < rows; row += height)
+    product_of_rows(row, rows, vectors, terms, next(row + height), finish);
 }
 
 // The same, for one thread.

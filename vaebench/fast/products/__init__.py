@@ -12,7 +12,9 @@ into weights brought from one layout into another. Here (``conv.h`` and what fol
 - a transposed convolution is the convolution's gradient by its input, and the other way round; the
   weights' gradient sums over positions and images, tap by tap;
 - few channels, that would leave vectors empty, are sums of products of vectors, or share a tile
-  with neighbouring taps.
+  with neighbouring taps;
+- bfloat16 channels that fill them are multiplied by squares (AMX), whose rows are 16 images at one
+  place: those lie the same distance apart wherever it is.
 
 Sums run in one order, whatever the number of threads. Images lie channels last between layers, so
 that a vector is of channels. Each layer's shape is raced against the

@@ -20,8 +20,8 @@ from vaebench.fast.direct import implement
 from vaebench.system.toolchain import load_kernels
 
 SOURCES = (
-    "vectors.h", "bf16.h", "halves.h", "conv.h", "conv_pack.h", "conv_apply.h", "conv_grad.h",
-    "conv.cpp",
+    "vectors.h", "bf16.h", "amx.h", "halves.h", "conv.h", "conv_pack.h", "conv_apply.h",
+    "conv_squares.h", "conv_grad.h", "conv.cpp",
 )  # fmt: skip
 ALIGNMENT = 64  # bytes, a line of the cache
 CHANNELS_LAST = (0, 2, 3, 1)  # of images, as they lie in memory, the fastest last
