@@ -143,6 +143,30 @@ def test_rules(rule: str, batch: int, sparse: bool) -> None:
     assert max(float((a - b.detach()).abs().max()) for a, b in moved) > 1e-3
 
 
+@pytest.mark.parametrize("batch", [40, 200])  # of one block, and of two
+@pytest.mark.parametrize("rule", ["adamw", "sgd, momentum", "both"])
+def test_bf16_weights_are_paired_anew_in_each_step(
+    rule: str, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call begins with that: many steps in one call are the same, to the bit."""
+    if not supports_bf16():
+        pytest.skip("this processor does not multiply bfloat16")
+    monkeypatch.setattr(kernel, "WIDE", 4)
+    images = images_of(310, (6, 6), 0.3, torch.uint8)
+    torch.manual_seed(2)
+    model = VAE((6, 6), (37, 50), 3, "gated")
+    words = {"amp": "bf16", "lr": 1e-2, **RULES[rule]}
+    together, apart = (
+        native_of(copy.deepcopy(model), images, Objective(), batch, **words) for _ in range(2)
+    )
+    order, noise = numbers_of(together, 3 * batch)
+    together.epoch(order, noise)
+    for part in zip(order.split(batch), noise.split(batch), strict=True):
+        apart.epoch(*part)
+    for a, b in zip(together.model.parameters(), apart.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_a_norm_that_is_no_number_shows() -> None:
     images = images_of(40, (6, 6), 0.3, torch.uint8)
     model = VAE((6, 6), (16,), 2)

@@ -68,7 +68,6 @@ struct SquareGrad {
 
   Geometry g;
   bool small_columns;
-  LiveTaps live;
   Weights weights;
   Panels panels;
   Side large, small;
@@ -77,7 +76,6 @@ struct SquareGrad {
   explicit SquareGrad(const Geometry& g)
       : g(g),
         small_columns(small_fastest(g.small_channels, g.large_channels)),
-        live(g),
         weights(g, small_columns),
         panels(weights.columns),
         large{g.large[0] * g.large[1], g.large[1], g.large_channels, small_columns},
@@ -99,7 +97,7 @@ struct SquareGrad {
     pack(large, of_large, l);
     pack(small, of_small, s);
     const Squares squares(true);
-    const long tiles = weights.rows / SQUARE, taps = live.index.size();
+    const long tiles = weights.rows / SQUARE, taps = g.kernel[0] * g.kernel[1];
 #pragma omp barrier
 #pragma omp for schedule(static)
     for (long job = 0; job < taps * tiles * panels.count; job++) {
@@ -109,7 +107,7 @@ struct SquareGrad {
       with_width(panels.width(panel), [&](auto w) {
         constexpr int W = min(decltype(w)::vectors, WIDEST);
         start_squares<1, W>();
-        if (live.index[tap] >= 0) add_places<W>(tap, l, s, row, column);
+        add_places<W>(tap, l, s, row, column);
         store_squares<1, W>(to, weights.columns);
       });
     }
