@@ -16,6 +16,7 @@ from tests.engines import adam_of, make_engine, problem_of
 from tests.fast import fully_connected as nets
 from tests.fast.natives import CPU, engine_of, images_of, native_of, trained
 from vaebench import VAE, InputError, fit
+from vaebench.fast.chain import kernel
 from vaebench.fast.chain.read import read
 from vaebench.fast.native import NativeEngine, unsupported
 from vaebench.fast.step import StepEngine
@@ -170,6 +171,17 @@ def test_bf16_without_its_instructions_is_left_to_the_compiler(
     images = images_of(20, (6, 6), 0.3, torch.uint8)
     engine = engine_of(VAE((6, 6), (16,), 2), images, Objective(), 20, amp="bf16")
     assert not isinstance(engine, NativeEngine)
+
+
+@pytest.mark.parametrize("hidden", [16, 64])
+def test_amx_leaves_no_pixel_out(hidden: int) -> None:
+    """Where a hidden layer is wide enough for it; a note says so."""
+    squares = kernel.kernel().vaebench_native_squares()
+    images = images_of(40, (8, 8), 0.1, torch.uint8)
+    model = VAE((8, 8), (hidden,), 2)
+    built = make_engine(model, images, Objective(), 20, 1e-3, CPU, compile=True, amp="bf16")
+    assert any("AMX" in note for note in built.notes) is bool(squares and hidden == 64)
+    assert not (squares and hidden == 64 and built.actual["sparse"])
 
 
 def test_what_is_built_before_the_engine_counts_as_compiling(

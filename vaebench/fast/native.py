@@ -85,7 +85,9 @@ def offer(draft: Draft) -> Offer | str:
     actual = {"compile": True, "native": True, **({"sparse": True} if note else {})}
     notes = [note] if note else []
     if squares and draft.asks("sparse"):
-        notes.append("bf16 squares multiply all pixels: sooner than dark ones are left out")
+        notes.append(
+            "--sparse: AMX multiplies all pixels in bf16 sooner than dark ones are left out"
+        )
     return Offer(engine, actual=actual, whole=True, said=said, notes=notes)
 
 
