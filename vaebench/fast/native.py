@@ -6,9 +6,10 @@ call through many steps: products are tiles that stay in registers until activat
 the update has been applied to them; no gradient of a weight is stored, but where a step adds them
 up or clips by their norm; the first layer leaves out dark pixels. The arithmetic is float32, as in
 the eager step, which is its plain twin.
-Under ``amp`` the output layer, and hidden ones that are wide on both sides, take bfloat16 factors
-and add up in float32, where the processor has instructions for it (AVX-512 BF16). Where it
-multiplies squares of them (AMX), products take so little that the first layer leaves nothing out.
+Under ``amp`` the output layer's three products, nine tenths of those that are left, take bfloat16
+factors and add up in float32, where the processor has instructions for it (AVX-512 BF16). Where it
+multiplies squares of them (AMX), so do hidden layers that are wide on both sides, the first with
+all its pixels: that is sooner than leaving dark ones out.
 
 It is C++, built in seconds when it is first used; the CPU only.
 """
@@ -172,7 +173,8 @@ class NativeEngine(StepEngine):
         step: the plain twin.
         optimizer: Adam's state of all of the model's parameters.
         sparse: whether the first layer leaves out dark pixels.
-        bf16: whether wide layers multiply bfloat16; see :func:`supports_bf16`.
+        bf16: whether the output layer multiplies bfloat16, and, by squares (AMX), hidden ones that
+            are wide on both sides; see :func:`supports_bf16`.
 
     Raises:
         vaebench.system.toolchain.CompileError: the kernel cannot be built.

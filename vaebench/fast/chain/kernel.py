@@ -114,7 +114,7 @@ def describe(
         objective: of a likelihood that :data:`LIKELIHOODS` names.
         memory: where its parameters are.
         sparse: whether the first layer's weights lie by columns, and dark pixels are left out.
-        bf16: whether the output layer, and what is wide on both sides, multiply bfloat16.
+        bf16: whether the output layer, and what :func:`takes_squares`, multiply bfloat16.
     """
     layers, spread = chain.in_order(), chain.spread
     described = (Layer * len(layers))(*(_layer(chain, each, memory, sparse) for each in layers))

@@ -126,6 +126,13 @@ struct Spot {
   Place place;
 };
 
+inline vector<Spot> spots_of(const vector<Class>& classes) {
+  vector<Spot> spots;
+  for (const Class& c : classes)
+    for (const Place& place : c.places) spots.push_back({&c, place});
+  return spots;
+}
+
 // Vectors that a tile is wide at most.
 constexpr long WIDEST = LANES == 16 ? 4 : 2;
 

@@ -97,6 +97,7 @@ struct Convolution {
   Panels panels;
   vector<Class> classes;
   bool squares;
+  vector<Spot> spots;  // all places, if squares are multiplied
 
   Convolution(const Geometry& g, bool up)
       : g(g),
@@ -109,7 +110,8 @@ struct Convolution {
         weights(g, !up),
         panels(channels),
         classes(classes_of(g, live, up, source_channels, channels)),
-        squares(T::depth == 2 && !dots && fills_squares(depth)) {
+        squares(T::depth == 2 && !dots && fills_squares(depth)),
+        spots(squares ? spots_of(classes) : vector<Spot>()) {
     const long large = g.large[0] * g.large[1], small = g.small[0] * g.small[1];
     source_size = (up ? small : large) * source_channels, size = (up ? large : small) * channels;
   }

@@ -144,13 +144,6 @@ struct WeightGrad {
     return to;
   }
 
-  static void interleave(const uint16_t* even, const uint16_t* odd, long count, uint32_t* to) {
-    if (odd)
-      for (long k = 0; k < count; k++) to[k] = even[k] | (uint32_t)odd[k] << 16;
-    else
-      for (long k = 0; k < count; k++) to[k] = even[k];
-  }
-
   long block_images() const {
     constexpr long FLOATS = 1 << 16;
     const long count = max(1, FLOATS / (large.image + small.image));

@@ -5,17 +5,9 @@
 namespace {
 
 #if defined(VAEBENCH_AMX)
-inline vector<Spot> spots_of(const vector<Class>& classes) {
-  vector<Spot> spots;
-  for (const Class& c : classes)
-    for (const Place& place : c.places) spots.push_back({&c, place});
-  return spots;
-}
-
 // For all threads of a team.
 template <class T, class Number>
 void Convolution<T, Number>::run_squares(const On& on) const {
-  const vector<Spot> spots = spots_of(classes);
   constexpr long PART = 16;  // places
   const long tiles = ceil_div(g.batch, SQUARE), parts = ceil_div((long)spots.size(), PART);
 #pragma omp for schedule(dynamic, 1)
@@ -124,11 +116,8 @@ struct SquareGrad {
         vec square[LANES] = {};
         for (long pair = 0; pair < min(SQUARE, ceil_div(count, 2)); pair++) {
           const uint16_t* even = first + 2 * pair * size + channel;
-          const uvec low = __builtin_convertvector(*(const halves*)even, uvec);
-          uvec high = {};
-          if (2 * pair + 1 < count)
-            high = __builtin_convertvector(*(const halves*)(even + size), uvec);
-          square[pair] = (vec)(low | high << 16);
+          const uint16_t* odd = 2 * pair + 1 < count ? even + size : nullptr;
+          square[pair] = interleaved(even, odd);
         }
         if (side.rows) transpose(square);
         for (long i = 0; i < SQUARE; i++)

@@ -20,6 +20,21 @@ inline vec load_numbers(const uint16_t* from, long count) {
 
 inline void store_numbers(float* to, vec x, long count) { store<1>(to, &x, count); }
 
+// Pairs of two images' numbers; `odd` may be null.
+inline void interleave(const uint16_t* even, const uint16_t* odd, long count, uint32_t* to) {
+  if (odd)
+    for (long k = 0; k < count; k++) to[k] = even[k] | (uint32_t)odd[k] << 16;
+  else
+    for (long k = 0; k < count; k++) to[k] = even[k];
+}
+
+// The same, of a vector: written as the loop above, it takes 1.4 times as long.
+inline vec interleaved(const uint16_t* even, const uint16_t* odd) {
+  const uvec low = __builtin_convertvector(*(const halves*)even, uvec);
+  const uvec high = odd ? __builtin_convertvector(*(const halves*)odd, uvec) : uvec{};
+  return (vec)(low | high << 16);
+}
+
 // Rounded to the nearest, of two the even one.
 inline halves narrowed(vec x) {
 #if defined(__AVX512BF16__)

@@ -24,8 +24,8 @@ struct Net {
   long gates;     // how many
   long logvar;    // what makes logvar of its head's output
   long likelihood, sparse;
-  long wide;  // inputs and outputs from which on hidden layers have bfloat16 factors, as the output
-              // layer has; 0: none has
+  long wide;  // inputs and outputs from which on hidden layers have bfloat16 factors, by squares;
+              // the output layer has them anyway; 0: none has
   double least_std, lowest, highest;  // logvar is cut off at the last two
   double sigma, beta;
   Optimizer optimizer;
@@ -268,7 +268,7 @@ struct Steps {
   bool takes_pairs(const Layer& l) const {
     const bool latent = &l == &head(0) || &l == &head(1) || is_like(l, layer(net.encoders));
     const bool wide = !latent && !is_sparse(l) && min(l.in, l.out) >= net.wide;
-    return net.wide && (wide || &l == &output());
+    return net.wide && ((wide && has_squares()) || &l == &output());
   }
 
   // Whether a layer is another one, or its gate.

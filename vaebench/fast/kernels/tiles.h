@@ -100,7 +100,7 @@ void multiply(const Factors& f, Tile& tile, bool add, Prefetch& prefetch) {
 }
 
 template <bool ADD, int R, int W>
-inline void multiply_squares(const Factors& f, long row, long vector, float* sums, long step) {
+inline void multiply_some_squares(const Factors& f, long row, long vector, float* sums, long step) {
   start_squares<R, W, ADD>(sums, step);
   const Left left{f.a + row * f.am, SQUARE, SQUARE * f.am, SQUARE * SQUARE};
   add_squares<R, W>(left, f.b + vector * LANES, f.bk, f.depth);
@@ -111,16 +111,13 @@ inline void multiply_squares(const Factors& f, long row, long vector, float* sum
 template <bool ADD>
 void multiply_squares(const Factors& f, long row, long rows, long vector, long vectors, float* sums,
                       long step) {
-  for (long n = 0; n < vectors; n += HIGH) {
-    const bool both = n + 1 < vectors;
-    if (rows > SQUARE && both)
-      multiply_squares<ADD, HIGH, 2>(f, row, vector + n, sums + n * LANES, step);
-    else if (rows > SQUARE)
-      multiply_squares<ADD, HIGH, 1>(f, row, vector + n, sums + n * LANES, step);
-    else if (both)
-      multiply_squares<ADD, 1, 2>(f, row, vector + n, sums + n * LANES, step);
-    else
-      multiply_squares<ADD, 1, 1>(f, row, vector + n, sums + n * LANES, step);
+  for (long n = 0; n < vectors; n += 2) {
+    const bool high = rows > SQUARE, wide = n + 1 < vectors;
+    const auto some = high && wide ? multiply_some_squares<ADD, 2, 2>
+                      : high       ? multiply_some_squares<ADD, 2, 1>
+                      : wide       ? multiply_some_squares<ADD, 1, 2>
+                                   : multiply_some_squares<ADD, 1, 1>;
+    some(f, row, vector + n, sums + n * LANES, step);
   }
 }
 
