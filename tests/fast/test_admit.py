@@ -19,8 +19,6 @@ from vaebench.fast.step import make_step
 from vaebench.models.mlp import VAE
 from vaebench.objective import Objective
 
-pytestmark = pytest.mark.usefixtures("no_race")
-
 
 def test_the_race_measures_and_leaves_no_trace(strokes: Tensor) -> None:
     engine = engine_of(strokes, compile=False)

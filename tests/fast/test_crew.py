@@ -84,7 +84,7 @@ def test_few_steps_are_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.by(4) == 100 * (TRIAL - 1)
 
 
-def test_training_does_not_depend_on_it(monkeypatch: pytest.MonkeyPatch, no_race: None) -> None:
+def test_training_does_not_depend_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same bits, however many threads took turns."""
     images = images_of(300, (8, 8), 0.3, torch.uint8)
     found, threads = [], torch.get_num_threads()

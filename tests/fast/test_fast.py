@@ -16,8 +16,6 @@ from vaebench.fast import compile as compiled
 from vaebench.models.mlp import VAE
 from vaebench.objective import Objective
 
-pytestmark = pytest.mark.usefixtures("no_race")
-
 
 def test_one_graph_no_break_no_recompile(strokes: Tensor) -> None:
     torch._dynamo.reset()

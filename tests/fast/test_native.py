@@ -19,8 +19,6 @@ from vaebench.fast.native import supports_bf16
 from vaebench.objective import Objective
 from vaebench.system import toolchain
 
-pytestmark = pytest.mark.usefixtures("no_race")
-
 Make = Callable[[], VAE]
 # Vectors of 8 or 16, tiles of 6 rows, groups of 2 pixels, blocks of 128 images: whole and short.
 CASES: dict[str, tuple[Make, Objective, int, int]] = {

@@ -22,8 +22,6 @@ from vaebench.fast.native import NativeEngine, unsupported
 from vaebench.fast.step import StepEngine
 from vaebench.objective import Objective
 
-pytestmark = pytest.mark.usefixtures("no_race")
-
 
 def _supported(model: nn.Module, images: Tensor, objective: Objective) -> bool:
     problem = problem_of(model, images, objective, 2)

@@ -18,8 +18,6 @@ from vaebench.objective import Objective
 from vaebench.system.device import full_float32
 from vaebench.system.worker import Worker
 
-pytestmark = pytest.mark.usefixtures("no_race")
-
 
 def test_flush_reaches_every_worker_and_leaves_the_caller_alone() -> None:
     tiny = torch.full((1 << 20,), 1e-38)

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vaebench
-from vaebench.fast import admit
 
 # A compiler that cannot follow a hook says so, and it is trained eagerly.
 pytestmark = pytest.mark.filterwarnings("ignore:torch.compile failed")
@@ -113,10 +112,9 @@ ENGINES: dict[str, dict[str, Any]] = {"plain step": {}, "compiled": {"compile": 
 
 @pytest.fixture(autouse=True)
 def _traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the compiler assumes is what is tried here, not its code: no kernels, no races."""
+    """What the compiler assumes is what is tried here, not its code: no kernels."""
     lookup = torch._dynamo.lookup_backend
     monkeypatch.setattr(torch._dynamo, "lookup_backend", lambda _: lookup("aot_eager"))
-    monkeypatch.setattr(admit.Verdict, "wins", property(lambda _: True))
 
 
 # Compiling anew for each change takes a minute in all: one of them is in the first tier.

@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vaebench
-from vaebench.fast import admit
 from vaebench.models.code import deeds, outside
 from vaebench.models.fingerprint import changes, fingerprint
 
@@ -209,7 +208,6 @@ def any_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is used where it is offered, and nothing is really compiled."""
     lookup = torch._dynamo.lookup_backend
     monkeypatch.setattr(torch._dynamo, "lookup_backend", lambda _: lookup("aot_eager"))
-    monkeypatch.setattr(admit.Verdict, "wins", property(lambda _: True))
 
 
 def _fit(model: nn.Module, then: Callable[[Any], object] = id, **how: Any) -> vaebench.History:
