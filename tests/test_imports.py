@@ -24,8 +24,8 @@ data.images data.idx data.arrays data.files data.download data.strokes data.mnis
     data.streaming data.labels data.transforms data.datasets data.loader data.binarize models.code
     models.snapshot models.fingerprint models.protocol likelihoods models.base models.mlp
     models.conv models.networks models.pretrained objective models.adapt.squash models.adapt.names
-    models.adapt.read models.adapt.ways models.adapt.trial models.adapt.encoding
-    models.adapt.decoding models.adapt problem
+    models.adapt.read models.adapt.ways models.adapt.between models.adapt.trial
+    models.adapt.drawing models.adapt.encoding models.adapt.decoding models.adapt problem
 reference fast.direct fast.layout fast.optimizer fast.given fast.step fast.stream fast.parallel
     fast.admit fast.chain.layers fast.chain.kernel fast.chain.read fast.chain.score fast.draft
     fast.crew fast.capture fast.threads fast.kernels.nonzero fast.kernels.triton_tiles

@@ -80,6 +80,29 @@ def test_it_is_said_what_was_given_and_what_would_help(what: str, x: Tensor) -> 
         vaebench.fit(model, x, epochs=1, batch_size=2, device="cpu")
 
 
+def test_weights_of_another_type(x: Tensor) -> None:
+    with pytest.raises(
+        InputError, match=r"it has weights in float64, and .* model.float\(\) makes"
+    ):
+        adapted(Plain().double(), x, "bernoulli")
+    assert adapted(Plain().double().float(), x, "bernoulli")[1] == []
+
+
+@pytest.mark.parametrize("work", [vaebench.evaluate, vaebench.fit])
+def test_lazy_layers_want_a_batch_first(work: Any, x: Tensor) -> None:
+    class Lazy(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1 = nn.LazyLinear(16)
+
+    model = Lazy()
+    how = {"epochs": 1, "batch_size": 5, "device": "cpu"} if work is vaebench.fit else {}
+    with pytest.raises(InputError, match="Lazy has lazy layers without weights: give it a batch"):
+        work(model, x, **how)
+    model.encode(x)
+    work(model, x, **how)
+
+
 def test_an_assertion_says_where(x: Tensor) -> None:
     class Strict(Plain):
         def encode(self, x: Tensor) -> Any:
@@ -167,7 +190,7 @@ def test_words_for_heads(x: Tensor) -> None:
         def forward(self, x: Tensor) -> Any:
             h = self.encoder(x.view(-1, 36))
             mu, sigma = self.fc_mu(h), self.sigma(h)
-            return self.decoder(mu + sigma * torch.randn_like(mu)), mu, sigma
+            return mu, sigma  # which does not show how z is drawn
 
     model = Linear()
     with pytest.raises(InputError, match="a sigma that is not above 0"):

@@ -1,7 +1,8 @@
 """Models as their authors wrote them, brought to ``encode(x) -> (mu, logvar)`` and ``decode(z)``.
 
 ``names`` knows what people call things, ``read`` finds them in what a method gave, ``squash`` finds
-a last sigmoid; ``encoding`` and ``decoding`` try the model. What is found is written down in two
+a last sigmoid; ``between`` watches the model's own forward, and ``drawing`` finds by it how z is
+drawn; ``encoding`` and ``decoding`` try the model. What is found is written down in two
 small records (``ways``); the module made of them shares everything with the caller's. May import
 ``errors`` and ``models``. To know another way of writing a VAE: a word in ``names``, or a case in
 ``read``, and a model written so in ``tests/models/others``.
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from vaebench.config import LIKELIHOODS
 from vaebench.errors import InputError, check_choice
@@ -43,7 +45,8 @@ class Adapted(nn.Module):
     def encode(self, x: Tensor, *y: Tensor) -> tuple[Tensor, Tensor]:
         """Give (mu, logvar), each (B, Z), of q(z|x) for images x (B, ...), and labels y if any."""
         if not self.ways:
-            self.ways, self.notes = _understand(self.model, x, y, self.likelihood, self.said, True)
+            found = _understand(self.model, x, y, self.likelihood, self.said, True)
+            self.ways, self.notes = found[0], found[1] + found[2]
         return self.ways[self.model.training][0](self.model, x, *y)
 
     def decode(self, z: Tensor, *y: Tensor) -> Output:
@@ -149,12 +152,17 @@ def adapted(
     """
     known = model.said if isinstance(model, Adapted) else Said()
     whole = model.model if isinstance(model, Adapted) else as_module(model)
-    ways, notes = _understand(whole, x, y, likelihood, known, training)
+    if any(map(is_lazy, (*whole.parameters(), *whole.buffers()))):
+        raise InputError(
+            f"{type(whole).__name__} has lazy layers without weights: give it a batch first, so "
+            "that it makes them"
+        )
+    ways, notes, left_out = _understand(whole, x, y, likelihood, known, training)
     if all(encoding.plain and decoding.plain for encoding, decoding in ways.values()):
-        return whole, []
+        return whole, left_out
     result = Adapted(whole, known, likelihood)
-    result.ways, result.notes = ways, notes
-    return result, notes
+    result.ways, result.notes = ways, notes + left_out
+    return result, result.notes
 
 
 def as_module(model: object) -> nn.Module:
@@ -187,8 +195,13 @@ def _understand(
     likelihood: str,
     known: Said,
     training: bool,
-) -> tuple[dict[bool, tuple[Encoding, Decoding]], list[str]]:
-    """Find how a model encodes and decodes, in training and out of it; and say what was found."""
+) -> tuple[dict[bool, tuple[Encoding, Decoding]], list[str], list[str]]:
+    """Find how a model encodes and decodes, in training and out of it.
+
+    Returns:
+        The ways by whether it is in training, lines on how they were found, and lines on what of
+        its forward is left out.
+    """
     likelihood = "bernoulli" if likelihood in OF_LOGITS else "gaussian"  # all that decoders know of
     with (
         torch.inference_mode(False),
@@ -200,15 +213,18 @@ def _understand(
         x, *labels = (t.detach().repeat(3 - min(len(t), 2), *[1] * (t.dim() - 1)) for t in (x, *y))
         y = tuple(labels)
         model.eval()
-        way, notes = _tried(Trial(model, x, y, likelihood, known))
+        trials = [Trial(model, x, y, likelihood, known)]
+        way = _tried(trials[0])
         ways = {False: way, True: way}
         if training:
             model.train()
-            ways[True], more = _tried(Trial(model, x, y, likelihood, known))
-            notes += more
-    return ways, list(dict.fromkeys(notes))
+            trials.append(Trial(model, x, y, likelihood, known))
+            ways[True] = _tried(trials[1])
+    notes = dict.fromkeys(note for trial in trials for note in trial.notes)
+    left_out = dict.fromkeys(note for trial in trials for note in trial.left_out)
+    return ways, list(notes), list(left_out)
 
 
-def _tried(trial: Trial) -> tuple[tuple[Encoding, Decoding], list[str]]:
+def _tried(trial: Trial) -> tuple[Encoding, Decoding]:
     encoding = find_encoding(trial)
-    return (encoding, find_decoding(trial, encoding)), trial.notes
+    return encoding, find_decoding(trial, encoding)

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from vaebench.errors import InputError
+from vaebench.models.adapt.between import same
 from vaebench.models.adapt.encoding import checked_spread
-from vaebench.models.adapt.names import Path, follow, parts, role
+from vaebench.models.adapt.names import DECODERS, Path, follow, parts, role
 from vaebench.models.adapt.read import Pair, Unread, holds, read_decoded
 from vaebench.models.adapt.squash import end_of
 from vaebench.models.adapt.trial import Trial, called_by, equal
 from vaebench.models.adapt.ways import LEAST, Decoding, Encoding, Source, called, shaped
 from vaebench.models.protocol import Logistic
 
-DECODERS = ("decode", "_decode", "decoder", "dec", "generator", "generative_net", "generate")
 # Neither logits nor probabilities: bounded on both sides of 0, or never below it.
 UNSUITED = ("tanh", "relu", "softplus", "exp")
 
@@ -40,6 +40,7 @@ def find_decoding(trial: Trial, encoding: Encoding) -> Decoding:
         if isinstance(found, Decoding):
             if source != "decode":
                 trial.notes.append(f"decode is {trial.name}'s {called_by(source)}")
+            _say_after(trial, found)
             return _ended(trial, found, z)
         faults.append((source, found))
         if not isinstance(found, Unread) and source == "decode":
@@ -128,6 +129,22 @@ def _agree(trial: Trial, part: nn.Module, output: Path | Pair, mu: Tensor) -> No
     same = [tensor.flatten() for tensor in tensors if tensor.numel() == value.numel()]
     if same and not any(equal(t, end) for t in same for end in ends):
         raise Unread("something else than forward makes of it")
+
+
+def _say_after(trial: Trial, found: Decoding) -> None:
+    """Tell of what forward does with the output, which is left out."""
+    passed = trial.passed
+    decoded = passed and passed.first((found.source,))
+    if not passed or not decoded or isinstance(found.output, Pair):
+        return
+    value = follow(decoded[1], found.output)
+    ends = [value, value.sigmoid()] if trial.likelihood == "bernoulli" else [value]
+    results = [t for t in passed.result if t.numel() == value.numel()]
+    if results and not any(same(t, end) for t in results for end in ends):
+        trial.left_out.append(
+            f"forward changes what {called_by(found.source)} gives, which is left out here: "
+            "adapt(model, decode=lambda z: ...) says what to do with it"
+        )
 
 
 def _ended(trial: Trial, found: Decoding, z: Tensor) -> Decoding:

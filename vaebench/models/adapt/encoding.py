@@ -9,15 +9,22 @@ import torch
 from torch import Tensor
 
 from vaebench.errors import InputError
-from vaebench.models.adapt.names import SPREADS, returned_names, role
+from vaebench.models.adapt.between import same
+from vaebench.models.adapt.drawing import drawn, halves
+from vaebench.models.adapt.names import ENCODERS, SPREADS, returned_names, role
 from vaebench.models.adapt.read import Pair, Unread, read_encoded
 from vaebench.models.adapt.squash import end_of, made_positive
 from vaebench.models.adapt.trial import Trial, called_by, equal
-from vaebench.models.adapt.ways import Encoding, Source, called, other_shapes, shaped
+from vaebench.models.adapt.ways import (
+    Encoding,
+    Source,
+    called,
+    other_shapes,
+    shaped,
+)
 
 # How far off inputs are to see what a layer can give: by chance all of one sign they are not.
 WILD = (1, 10, 100) * 4
-ENCODERS = ("encode", "_encode", "encoder", "enc", "recognition", "inference", "inference_net")
 
 
 def find_encoding(trial: Trial) -> Encoding:
@@ -30,7 +37,7 @@ def find_encoding(trial: Trial) -> Encoding:
     for source in trial.sources(trial.said.encode, ENCODERS):
         found = _try(trial, source, None)
         if isinstance(found, Encoding):
-            return found
+            return _noted(trial, found)
         others = [_try(trial, source, shape) for shape in other_shapes(trial.x)]
         fitting = [one for one in others if isinstance(one, Encoding)]
         if len(fitting) == 1:
@@ -44,13 +51,21 @@ def find_encoding(trial: Trial) -> Encoding:
 
 
 def _noted(trial: Trial, found: Encoding) -> Encoding:
-    trial.notes.append(f"images are given to the model in the shape {found.shape}")
+    if found.shape:
+        trial.notes.append(f"images are given to the model in the shape {found.shape}")
+    encoded = trial.passed and trial.passed.first((found.source,))
+    if encoded and not same(encoded[0], trial.x):
+        trial.left_out.append(
+            f"forward changes images before {called_by(found.source)}, which is left out here: "
+            "adapt(model, encode=lambda x: ...) says what to do with x"
+        )
     return found
 
 
 def _try(trial: Trial, source: Source, shape: tuple[int, ...] | None) -> Encoding | Exception:
     """One source, and images in one shape; what was wrong with it, if it does not do."""
-    notes = len(trial.notes)
+    notes, trial.passed = len(trial.notes), None
+    trial.left_out.clear()
     try:
         return _read(trial, source, shape)
     except (torch.OutOfMemoryError, MemoryError, InputError):
@@ -77,19 +92,17 @@ def _read(trial: Trial, source: Source, shape: tuple[int, ...] | None) -> Encodi
             heads, given = None, given or ("mu", halved[1] or "logvar")
         elif heads:
             given = given or ("mu", str(role(heads[1])))
+        elif not given:
+            given = halves(trial, source, work)
         value = work()
     pair, guessed = read_encoded(value, partial(_named_as, trial, source), lambda: work(1), given)
     mu, scale = pair.of(value)
     _check_shapes(trial, mu, scale, pair)
     if not trial.said.encoded:
-        pair = checked_spread(trial, pair, value, lambda wild: work(x=wild), x, source)
-    if (guessed or unnamed) and not trial.said.encoded:
-        if end_of(lambda: pair.of(work())[1], ("exp", "softplus")):
-            raise Unread("a last value that is squashed to be above 0, and so is no logvar")
-        with torch.enable_grad():
-            positive = made_positive(pair.of(work())[1])
-        if positive and not _falls_below_0(trial, pair, value, lambda wild: work(x=wild), x):
-            raise Unread("a last value that is never below 0, and so is no logvar")
+        guessed = guessed or unnamed
+        found = drawn(trial, source, heads, pair, value, named=not guessed)
+        pair = found or _checked(trial, pair, guessed, lambda inputs=x: work(x=inputs), x, source)
+        mu, scale = pair.of(value)
     if heads or not (isinstance(source, str) and source.lower().strip("_") == "encode"):
         _agree(trial, source, mu, scale)
     _say(trial, source, heads, value, pair)
@@ -97,6 +110,22 @@ def _read(trial: Trial, source: Source, shape: tuple[int, ...] | None) -> Encodi
     exact = two and value[0] is mu and value[1] is scale and pair.spread == "logvar"
     plain = exact and (source, shape, heads, mu.dim()) == ("encode", None, None, 2)
     return Encoding(source, shape, heads, pair, tuple(mu.shape[1:]), plain)
+
+
+def _checked(
+    trial: Trial, pair: Pair, guessed: bool, work: Callable[..., Any], x: Tensor, source: Source
+) -> Pair:
+    """Check that the spread can be what its name says, or a logvar for want of a name."""
+    value = work()
+    pair = checked_spread(trial, pair, value, work, x, source)
+    if guessed:
+        if end_of(lambda: pair.of(work())[1], ("exp", "softplus")):
+            raise Unread("a last value that is squashed to be above 0, and so is no logvar")
+        with torch.enable_grad():
+            positive = made_positive(pair.of(work())[1])
+        if positive and not _falls_below_0(trial, pair, value, work, x):
+            raise Unread("a last value that is never below 0, and so is no logvar")
+    return pair
 
 
 def _named_as(trial: Trial, source: Source, count: int) -> list[str | None]:

@@ -35,6 +35,13 @@ _ROLES = {
     "output outputs sample decoded generated",
 }
 _ROLE = {name: role for role, names in _ROLES.items() for name in names.split()}
+ENCODERS = (
+    "encode", "_encode", "encoder", "enc", "recognition", "inference", "inference_net", "posterior",
+)  # fmt: skip
+DECODERS = (
+    "decode", "_decode", "decoder", "dec", "generator", "generative_net", "generate",
+    "observation_model",
+)  # fmt: skip
 SPREADS = ("logvar", "logstd", "std", "variance")
 # What a decoder's parts may be called, the plainest first.
 OUTPUTS = ("logits", "probabilities", "recon", "mu")

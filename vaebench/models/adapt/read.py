@@ -6,7 +6,9 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.distributions import Distribution
 
 from vaebench.models.adapt.names import (
     OUTPUTS,
@@ -39,7 +41,8 @@ class Unread(Exception):
 class Pair:
     """Where mu, or the mean, and its spread are in what a method gave.
 
-    ``spread`` is ``"logvar"``, ``"logstd"``, ``"std"`` or ``"variance"``. With ``halves`` both are
+    ``spread`` is ``"logvar"``, ``"logstd"``, ``"std"``, ``"variance"``, or ``"softplus"``, of which
+    that makes a std. With ``halves`` both are
     in one tensor, one after the other along dimension 1.
     """
 
@@ -63,6 +66,8 @@ def logvar_of(scale: Tensor, spread: str) -> Tensor:
     scale = scale if scale.dtype == torch.float64 else scale.float()
     if spread == "logstd":
         return 2 * scale
+    if spread == "softplus":
+        return 2 * torch.log(F.softplus(scale))
     return torch.log(scale) if spread == "variance" else 2 * torch.log(scale.abs())
 
 
@@ -107,6 +112,12 @@ def read_encoded(
     if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
         return _in_order(value, named_as, again, given)
     named = parts(value) or {}
+    if isinstance(value, Distribution) and not named:
+        raise Unread(
+            f"a {type(value).__name__}, and of distributions only a Normal is known here: pass a "
+            "function, vaebench.adapt(model, encode=lambda x: (mu, logvar))",
+            helped=False,
+        )
     pair = _by_name(named)
     if pair:
         return pair, False

@@ -6,32 +6,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from vaebench.errors import InputError
-from vaebench.models.adapt.names import follow, parts, received_names, returned_names
+from vaebench.models.adapt.between import NORMAL, UNIFORM, Passed, Steady, watching
+from vaebench.models.adapt.names import (
+    DECODERS,
+    ENCODERS,
+    follow,
+    parts,
+    received_names,
+    returned_names,
+)
 from vaebench.models.adapt.read import HINTS, Unread
 from vaebench.models.adapt.ways import Said, Source, other_shapes, shaped
 from vaebench.models.protocol import reason
-
-
-class Silent(TorchFunctionMode):
-    """Within this, noise that is added to mu is 0: z is mu."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Call a function of torch; zeros in place of random numbers."""
-        kwargs = kwargs or {}
-        if func in (torch.randn, torch.rand):
-            return torch.zeros(*args, **{n: v for n, v in kwargs.items() if n != "generator"})
-        if func in (torch.randn_like, torch.rand_like):
-            return torch.zeros_like(*args, **kwargs)
-        if func is Tensor.normal_:
-            return args[0].zero_()
-        if func is torch.normal and args and isinstance(args[0], Tensor):
-            return args[0].clone()
-        return func(*args, **kwargs)
+from vaebench.models.snapshot import modes_kept
 
 
 class Trial:
@@ -51,6 +40,8 @@ class Trial:
         self.model, self.x, self.y, self.likelihood, self.said = model, x, y, likelihood, said
         self.name = type(model).__name__
         self.notes: list[str] = []
+        self.left_out: list[str] = []  # what is told of forward, which the trainer does not call
+        self.passed: Passed | None = None  # a call of its forward that encodes as was found
         self.latent: tuple[int, ...] = ()  # of an image's z, once encoded
         self.generator = torch.Generator(x.device).manual_seed(0)
         self.buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
@@ -89,15 +80,35 @@ class Trial:
 
     def forward(self) -> tuple[list[str | None], list[Tensor]] | None:
         """Names and tensors that forward gives for the images where z is mu; None if it fails."""
-        if type(self.model).forward is nn.Module.forward:
+        with Steady():
+            found = self._forward()
+        return found and _flat(found[0], self.model)
+
+    def watched(self) -> Iterator[Passed]:
+        """What forward does where noise is not 0: in the model's mode, and then in the other."""
+        names = [*self.sources(None, ENCODERS), *self.sources(None, DECODERS)]
+        for training in (self.model.training, not self.model.training):
+            passed = Passed()
+            with modes_kept(self.model), Steady(NORMAL, UNIFORM):
+                self.model.train(training)
+                with watching(self.model, [str(name) for name in names], passed):
+                    found = self._forward(passed)
+            if found:
+                passed.result = _flat(found[0], self.model)[1]
+                yield passed
+
+    def _forward(self, passed: Passed | None = None) -> tuple[Any] | None:
+        """What forward gives for the images, in the first shape that it takes; None if in none."""
+        if type(self.model).forward is nn.Module.forward or hasattr(self.model, "_orig_mod"):
             return None
         for shape in (None, *other_shapes(self.x)):
-            try:
-                with Silent():
-                    value = self.run(partial(self.model, shaped(self.x, shape), *self.y))
+            try:  # by its name: hooks on the model itself are no part of what it does
+                value = self.run(partial(self.model.forward, shaped(self.x, shape), *self.y))
             except Exception:  # it may want anything else beside x
-                continue
-            return _flat(value, self.model)
+                for calls in passed.calls.values() if passed else ():
+                    calls.clear()
+            else:
+                return (value,)
         return None
 
     def refused(self, method: str, faults: list[tuple[Source, Exception]]) -> InputError:
@@ -116,7 +127,7 @@ class Trial:
             labels = f" with labels of shape {tuple(self.y[0].shape[1:])}" if self.y else ""
             refusal = InputError(
                 f"{self.name} does not take images of shape {tuple(self.x.shape[1:])}{labels}: "
-                f"{called_by(source)} raised {reason(fault)}"
+                f"{called_by(source)} raised {reason(fault)}{self._otherwise_typed()}"
             )
         else:
             refusal = InputError(
@@ -126,6 +137,16 @@ class Trial:
             )
         refusal.__cause__ = fault
         return refusal
+
+    def _otherwise_typed(self) -> str:
+        """What to do about weights of another type than the images, if there are any."""
+        kinds = {p.dtype for p in self.model.parameters() if p.is_floating_point()} - {self.x.dtype}
+        if not kinds:
+            return ""
+        names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+        return (
+            f"; it has weights in {names}, and images are float32: model.float() makes them alike"
+        )
 
     def _argument(self, method: str) -> str:
         """What a function in the place of a method is called with."""

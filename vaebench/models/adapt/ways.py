@@ -124,6 +124,11 @@ def called(
 ) -> Any:
     """What a source gives for x or z, and y if there is any, put through the heads."""
     given = getattr(model, source)(*values) if isinstance(source, str) else source(*values)
+    return headed(model, given, heads)
+
+
+def headed(model: nn.Module, given: Any, heads: tuple[str, str] | None) -> Any:
+    """Put what a source gave through the heads, if there are any."""
     if heads is None:
         return given
     mu, scale = (getattr(model, head) for head in heads)
