@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, event, given, settings
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.engines import PLAIN, problem_of
 from tests.fast.networks import SIDE, Network, RandomVAE, Z, networks
@@ -25,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("kernels_win")
 BATCH, LR, IMAGES = 16, 1e-3, 53  # the last batch has five
 EPOCHS = 13  # of four steps: 52 in all
 EPS = 1e-4  # Adam's: what is but rounding, as a bias's gradient before batch norm, makes no step
+KINK = 5e-6  # nearer to 0, the sign of a ReLU's input may be rounding's
 CPU = torch.device("cpu")
 FAST = without(FastConfig(), "flush_denormal", "amp")
 # What is asked for, and whether the images stay on the device.
@@ -76,6 +77,23 @@ def _elbo(engine: "StepEngine | ReferenceEngine", order: Tensor, noise: Tensor) 
     return [float(sums.recon - sums.kl), float(sums.recon), float(sums.kl)]
 
 
+def _watch_kinks(model: nn.Module) -> list[float]:
+    """Give a list that is told, in each call, how near to 0 a ReLU's inputs come.
+
+    So near, rounding decides on which side they are: gradients differ by more than rounding, and
+    trainings part.
+    """
+    nearest = [1.0]
+
+    def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nearest.append(float(inputs[0].detach().abs().min()))
+
+    for module in model.modules():
+        if isinstance(module, (nn.ReLU, nn.LeakyReLU)):
+            module.register_forward_pre_hook(look)
+    return nearest
+
+
 def _rmse(a: Tensor, truth: Tensor) -> float:
     return (a.detach().double() - truth.detach().double()).square().mean().sqrt().item()
 
@@ -119,14 +137,16 @@ def _check_network(
             event(f"{name} stood aside: {str(warning.message)[:60]}")
         event(f"{name}: {', '.join(k for k, v in built.actual.items() if v is True) or 'plain'}")
         plain = _reference(network, images, torch.float32)
+        nearest = _watch_kinks(plain.model)
         truth = _check_step(network, images, built.engine, plain)
         for epoch in range(1, EPOCHS + 1):
             order, noise = _numbers(epoch)
             want, got = _elbo(plain, order, noise), _elbo(built.engine, order, noise)
             true = _elbo(truth, order, noise.double())
+            wider = 10 if min(nearest) < KINK else 1
             for a, b, t, bar in zip(got, want, true, (1e-3, 1e-3, 1e-2), strict=True):
                 # What magnifies rounding moves the reference as far from float64.
-                assert abs(a - b) <= bar * abs(b) + 2 * abs(b - t), (name, epoch)
+                assert abs(a - b) <= wider * bar * abs(b) + 2 * abs(b - t), (name, epoch)
 
 
 @settings(max_examples=2, **SETTINGS)  # type: ignore[arg-type]

@@ -126,6 +126,13 @@ class OnlyItsMethod(Unnamed):
         raise NotImplementedError
 
 
+class Inference(OnlyItsMethod):
+    """Forward gives what mu is decoded to."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.decode(self.encode(x)[0])
+
+
 class InTrainingOnly(Unnamed):
     def z(self, a: Tensor, b: Tensor) -> Tensor:
         return super().z(a, b) if self.training else a
@@ -145,7 +152,9 @@ class Pieces(Unnamed):
         return self.decoder(self.z(*self.encoder(x).chunk(2, 1)))
 
 
-@pytest.mark.parametrize("kind", [Backwards, OneTensor, OnlyItsMethod, InTrainingOnly, Pieces])
+@pytest.mark.parametrize(
+    "kind", [Backwards, OneTensor, OnlyItsMethod, Inference, InTrainingOnly, Pieces]
+)
 @pytest.mark.parametrize("training", [True, False])
 def test_mu_and_its_spread_are_found(kind: type[Unnamed], training: bool, x: Tensor) -> None:
     model = kind(torch.exp).train(training)

@@ -49,7 +49,7 @@ def drawn(
         The pair that fits, or None if the model does not show.
     """
     decoders = tuple(trial.sources(trial.said.decode, DECODERS))
-    found: Pair | None = None
+    found, silent = None, True
     for passed in trial.watched():
         encoded, decoded = passed.first((source,)), passed.first(decoders)
         if encoded is None or decoded is None or not isinstance(decoded[0], Tensor):
@@ -63,7 +63,7 @@ def drawn(
         trial.passed = passed
         if not silent:
             break
-    if trial.passed is None:
+    if silent:
         found = _by_method(trial, *pair.of(value), pair)
     if found and found.spread != pair.spread and named:
         trial.notes.append(
