@@ -39,14 +39,17 @@ def test_what_the_race_says(candidate: float, said: str) -> None:
     assert said in admit.Verdict(candidate, 2e-3, steps=1000).compiling(5.0)
 
 
+@pytest.mark.parametrize("native", [False, True])
 def test_the_slower_compiled_step_is_not_trained_with(
-    strokes: Tensor, monkeypatch: pytest.MonkeyPatch
+    native: bool, strokes: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admit.Verdict, "wins", property(lambda _: False))
     model = VAE(hidden_dims=(48,), latent_dim=6)  # whose step is compiled already
-    built = make_engine(model, strokes, Objective(), 64, 1e-3, CPU, compile=True, native=False)
+    built = make_engine(model, strokes, Objective(), 64, 1e-3, CPU, compile=True, native=native)
     assert built.actual["compile"] is False
     assert any("trained eagerly" in note for note in built.notes)
+    said = [note for note in built.notes if note.startswith("--native: a native step took")]
+    assert len(said) == native
 
 
 @pytest.mark.parametrize(("waited", "races"), [(0.0, 1), (100.0, 2)])

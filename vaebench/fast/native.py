@@ -81,6 +81,12 @@ def offer(draft: Draft) -> Offer | str:
     engine = NativeEngine(problem, chain, step, optimizer, sparse=bool(note), bf16=bf16)
 
     def said(verdict: Verdict) -> str:
+        if not verdict.wins:
+            times = verdict.candidate / verdict.other
+            return (
+                f"--native: a native step took {times:.2f}x an eager step's time here; the step is "
+                "compiled as any other's"
+            )
         return verdict.compiling(time.perf_counter() - draft.begun)
 
     actual = {"compile": True, "native": True, **({"sparse": True} if note else {})}

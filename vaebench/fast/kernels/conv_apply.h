@@ -17,7 +17,7 @@ void multiply_taps(const typename T::element* const* rows, const vector<Tap<T>>&
     for (int n = 0; n < W; n++) sum[m][n] = start[n];
   for (const Tap<T>& tap : taps) {
     const float* b = tap.weights;
-#pragma GCC unroll 4
+#pragma GCC unroll unrolled(4)
     for (long k = tap.offset; k < tap.offset + depth; k++, b += W * LANES) {
       vec right[W];
       for (int n = 0; n < W; n++) right[n] = at(b + n * LANES);

@@ -21,7 +21,7 @@ void multiply_positions(const typename T::element* rows, const float* vectors, c
       const typename T::element* a = rows + i * loops[0].row_step + j * loops[1].row_step;
       const float* b = vectors + i * loops[0].vector_step + j * loops[1].vector_step;
       const long count = loops[2].count, a_step = loops[2].row_step, b_step = loops[2].vector_step;
-#pragma GCC unroll 2
+#pragma GCC unroll unrolled(2)
       for (long k = 0; k < count; k++, a += a_step, b += b_step) {
         vec right[W];
         for (int n = 0; n < W; n++) right[n] = at(b + n * LANES);

@@ -77,7 +77,11 @@ void multiply(const Factors& f, Tile& tile, bool add, Prefetch& prefetch) {
   long k = 0;
   for (; k + 4 <= f.depth; k += 4) {
     prefetch.prefetch_line();
-    next(), next(), next(), next();
+    if constexpr (unrolled(4) == 4)
+      next(), next(), next(), next();
+    else
+#pragma GCC unroll 1
+      for (int j = 0; j < 4; j++) next();
   }
   for (; k < f.depth; k++) next();
   for (int m = 0; m < HEIGHT; m++)

@@ -21,6 +21,10 @@ constexpr int LANES = 8;
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
+// How often to unroll a loop over products whose sums stay in registers: with half of AVX-512's, GCC
+// keeps the sums of an unrolled loop in memory.
+constexpr int unrolled(int times) { return LANES == 16 ? times : 1; }
+
 constexpr float LOWEST = -87.0f;  // exp of it is the least normal float, nearly
 
 constexpr long min(long a, long b) { return a < b ? a : b; }
