@@ -14,7 +14,7 @@ from vaebench.models.adapt.encoding import checked_spread
 from vaebench.models.adapt.names import DECODERS, Path, follow, parts, role
 from vaebench.models.adapt.read import Pair, Unread, holds, read_decoded
 from vaebench.models.adapt.squash import end_of
-from vaebench.models.adapt.trial import Trial, called_by, equal
+from vaebench.models.adapt.trial import Trial, called_by
 from vaebench.models.adapt.ways import LEAST, Decoding, Encoding, Source, called, shaped
 from vaebench.models.protocol import Logistic
 
@@ -122,13 +122,17 @@ def _agree(trial: Trial, part: nn.Module, output: Path | Pair, mu: Tensor) -> No
         handle.remove()
     if not seen:
         return
-    if isinstance(given[-1], Tensor) and not equal(given[-1].flatten(), mu.flatten()):
+    if isinstance(given[-1], Tensor) and not same(given[-1], mu):
         raise Unread("what it makes of something else than z, in forward")
     value = output.of(seen[-1])[0] if isinstance(output, Pair) else follow(seen[-1], output)
-    ends = [value.flatten(), value.sigmoid().flatten()]
-    same = [tensor.flatten() for tensor in tensors if tensor.numel() == value.numel()]
-    if same and not any(equal(t, end) for t in same for end in ends):
+    if not _goes_on_as(tensors, [value, value.sigmoid()]):
         raise Unread("something else than forward makes of it")
+
+
+def _goes_on_as(results: list[Tensor], ends: list[Tensor]) -> bool:
+    """Whether forward gives one of these, if it gives anything of their size."""
+    alike = [t for t in results if t.numel() == ends[0].numel()]
+    return not alike or any(same(t, end) for t in alike for end in ends)
 
 
 def _say_after(trial: Trial, found: Decoding) -> None:
@@ -139,8 +143,7 @@ def _say_after(trial: Trial, found: Decoding) -> None:
         return
     value = follow(decoded[1], found.output)
     ends = [value, value.sigmoid()] if trial.likelihood == "bernoulli" else [value]
-    results = [t for t in passed.result if t.numel() == value.numel()]
-    if results and not any(same(t, end) for t in results for end in ends):
+    if not _goes_on_as(passed.result, ends):
         trial.left_out.append(
             f"forward changes what {called_by(found.source)} gives, which is left out here: "
             "adapt(model, decode=lambda z: ...) says what to do with it"

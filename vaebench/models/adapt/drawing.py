@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vaebench.models.adapt.between import NORMAL, UNIFORM, Steady
+from vaebench.models.adapt.between import NORMAL, UNIFORM, Steady, same
 from vaebench.models.adapt.names import DECODERS
 from vaebench.models.adapt.read import Pair, Unread
-from vaebench.models.adapt.trial import Trial, equal
+from vaebench.models.adapt.trial import Trial
 from vaebench.models.adapt.ways import Source, headed
 from vaebench.models.snapshot import modes_kept
 
@@ -113,7 +113,7 @@ def halves(trial: Trial, source: Source, work: Callable[[], Tensor]) -> tuple[st
     with Steady():
         silent = work()
     with Steady(NORMAL, UNIFORM):
-        if not equal(silent, work()):
+        if not same(silent, work()):
             raise Unread(
                 "z, drawn already, and neither mu nor logvar: pass a function that gives both, "
                 "vaebench.adapt(model, encode=lambda x: (mu, logvar))",

@@ -14,7 +14,7 @@ from vaebench.models.adapt.drawing import drawn, halves
 from vaebench.models.adapt.names import ENCODERS, SPREADS, returned_names, role
 from vaebench.models.adapt.read import Pair, Unread, read_encoded
 from vaebench.models.adapt.squash import end_of, made_positive
-from vaebench.models.adapt.trial import Trial, called_by, equal
+from vaebench.models.adapt.trial import Trial, called_by
 from vaebench.models.adapt.ways import (
     Encoding,
     Source,
@@ -212,8 +212,8 @@ def _halved(trial: Trial, value: Tensor) -> tuple[str, ...]:
         return ()
     names, tensors = trial.forward() or ([], [])
     mu, scale = value.chunk(2, 1)
-    at = [place for place, tensor in enumerate(tensors) if equal(tensor, scale)]
-    if not at or not any(equal(tensor, mu) for tensor in tensors):
+    at = [place for place, tensor in enumerate(tensors) if same(tensor, scale)]
+    if not at or not any(same(tensor, mu) for tensor in tensors):
         return ()
     kind = role(names[at[0]] or "")
     return ("mu", str(kind) if kind in SPREADS else "")
@@ -223,10 +223,9 @@ def _agree(trial: Trial, source: Source, mu: Tensor, scale: Tensor) -> None:
     """Check that what a part of the model gives is what forward gives, if that gives as much."""
     _, tensors = trial.forward() or ([], [])
     alike = [tensor for tensor in tensors if tensor.numel() == mu.numel()]
-    flat = [tensor.flatten() for tensor in alike]
     if len(alike) < 2 or not isinstance(source, str):
         return
-    if not all(any(equal(t, part.flatten()) for t in flat) for part in (mu, scale)):
+    if not all(any(same(t, part) for t in alike) for part in (mu, scale)):
         raise Unread("something else than forward makes of it")
 
 

@@ -158,11 +158,6 @@ def called_by(source: Source) -> str:
     return source if isinstance(source, str) else getattr(source, "__name__", "the function given")
 
 
-def equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same numbers but for rounding."""
-    return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=1e-4, atol=1e-5)
-
-
 def _flat(value: Any, model: nn.Module) -> tuple[list[str | None], list[Tensor]]:
     """The tensors among what forward gave, with their names."""
     pairs: list[tuple[str | None, Any]]
