@@ -138,6 +138,20 @@ class InTrainingOnly(Unnamed):
         return super().z(a, b) if self.training else a
 
 
+class ItsMethodInTraining(InTrainingOnly, OnlyItsMethod):
+    pass
+
+
+class Picky(Unnamed):
+    """Forward gives up images in another shape, having decoded something."""
+
+    def forward(self, x: Tensor) -> Any:
+        if x.dim() > 2:
+            self.decode(torch.zeros(1, LATENTS))
+            raise ValueError(x.shape)
+        return super().forward(x)
+
+
 class Pieces(Unnamed):
     """No methods by those names: parts, and z drawn between them."""
 
@@ -152,9 +166,13 @@ class Pieces(Unnamed):
         return self.decoder(self.z(*self.encoder(x).chunk(2, 1)))
 
 
-@pytest.mark.parametrize(
-    "kind", [Backwards, OneTensor, OnlyItsMethod, Inference, InTrainingOnly, Pieces]
-)
+FOUND = [
+    Backwards, OneTensor, OnlyItsMethod, Inference, InTrainingOnly, ItsMethodInTraining,
+    Picky, Pieces,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FOUND)
 @pytest.mark.parametrize("training", [True, False])
 def test_mu_and_its_spread_are_found(kind: type[Unnamed], training: bool, x: Tensor) -> None:
     model = kind(torch.exp).train(training)
@@ -162,6 +180,22 @@ def test_mu_and_its_spread_are_found(kind: type[Unnamed], training: bool, x: Ten
     both = (getattr(model, "encoder", None) or model.encode)(x)
     mu, second = both.chunk(2, 1) if isinstance(both, Tensor) else both
     mu, second = (second, mu) if kind is Backwards else (mu, second)
+    torch.testing.assert_close(vae.encode(x), (mu, 2 * second))
+
+
+def test_what_is_other_in_training_is_not_mixed_up(x: Tensor) -> None:
+    class Other(InTrainingOnly):
+        def encode(self, x: Tensor) -> Any:
+            a, b = super().encode(x)
+            return {"mu": a, "log_sigma": b} if self.training else (a, b)
+
+        def forward(self, x: Tensor) -> Any:
+            both = self.encode(x)
+            return self.decode(self.z(*(both.values() if isinstance(both, dict) else both)))
+
+    model = Other(torch.exp)
+    vae: Any = adapted(model, x, "bernoulli")[0]
+    mu, second = model.encode(x).values()
     torch.testing.assert_close(vae.encode(x), (mu, 2 * second))
 
 
@@ -211,9 +245,22 @@ def test_more_than_one_z_of_each(kind: type[Unnamed], x: Tensor) -> None:
     assert notes == ["encode gives a logstd: logvar is computed from it"]
 
 
+EVENLY = "forward draws its noise evenly, by rand: here it is standard normal"
+
+
 class Evenly(Unnamed):
     def noise(self, like: Tensor) -> Tensor:
         return torch.rand_like(like)
+
+
+class EvenlyOfASize(Unnamed):
+    def noise(self, like: Tensor) -> Tensor:
+        return torch.rand(like.shape)
+
+
+class EvenlyInPlace(Unnamed):
+    def noise(self, like: Tensor) -> Tensor:
+        return like.new_empty(like.shape).uniform_()
 
 
 class Flow(Unnamed):
@@ -239,7 +286,9 @@ class Halved(Unnamed):
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        (Evenly, "forward draws its noise evenly, by rand: here it is standard normal"),
+        (Evenly, EVENLY),
+        (EvenlyOfASize, EVENLY),
+        (EvenlyInPlace, EVENLY),
         (Flow, "forward gives decode something else than mu + std * eps, which is left out here"),
         (Scaled, "forward changes images before encode, which is left out here"),
         (Denoising, "forward changes images before encode, which is left out here"),
@@ -301,11 +350,44 @@ def test_a_distribution_that_is_no_normal(x: Tensor) -> None:
 
 def test_heads_that_are_all_zeros_tell_nothing(x: Tensor) -> None:
     """Both readings of the second value give the same z; the name decides, or it is a logvar."""
-    for kind in (Unnamed, CalledLogvar):
+
+    class CalledLogstd(Unnamed):
+        def encode(self, x: Tensor) -> Any:
+            mu, log_std = super().encode(x)
+            return mu, log_std
+
+    for kind in (Unnamed, CalledLogvar, CalledLogstd):
         model = kind(torch.exp)
         nn.init.zeros_(model.spread.weight)
         nn.init.zeros_(model.spread.bias)
-        assert adapted(model, x, "bernoulli")[1] == []
+        said = ["encode gives a logstd: logvar is computed from it"] * (kind is CalledLogstd)
+        assert adapted(model, x, "bernoulli")[1] == said
+
+
+def test_a_method_of_the_objects_own_stays(x: Tensor) -> None:
+    class Without(Unnamed):
+        def decode(self, z: Tensor) -> Any:
+            raise NotImplementedError
+
+    model = Without()
+    model.decode = lambda z: Plain.decode(model, z)  # type: ignore[method-assign]
+    assert adapted(model, x, "bernoulli")[1] == []
+
+
+def test_what_would_be_heard_is_not_called(x: Tensor, capsys: pytest.CaptureFixture[str]) -> None:
+    """Hooks on the model itself, and a forward that would be compiled."""
+
+    class Loud(Unnamed):
+        def forward(self, x: Tensor) -> Any:
+            print("forward")
+            return super().forward(x)
+
+    hooked, compiled = Unnamed(), Loud()
+    hooked.register_forward_hook(lambda *_: print("hook"))
+    vars(compiled)["_orig_mod"] = None
+    for model in (hooked, compiled):
+        adapted(model, x, "bernoulli")
+    assert capsys.readouterr().out == ""
 
 
 def test_no_trace_is_left(x: Tensor) -> None:
