@@ -14,7 +14,7 @@ import vaebench
 from tests.models.others.plain import LATENTS, Plain
 from vaebench.errors import InputError
 from vaebench.models.adapt import adapt, adapted
-from vaebench.models.adapt.drawing import STDS
+from vaebench.models.adapt.read import STDS
 
 STD_OF: dict[str, Callable[[Tensor], Tensor]] = {
     "logvar": lambda t: torch.exp(t / 2),
@@ -133,6 +133,11 @@ class InTrainingOnly(Unnamed):
         return super().z(a, b) if self.training else a
 
 
+class InEvaluationOnly(Unnamed):
+    def z(self, a: Tensor, b: Tensor) -> Tensor:
+        return a if self.training else super().z(a, b)
+
+
 class ItsMethodInTraining(InTrainingOnly, OnlyItsMethod):
     pass
 
@@ -163,7 +168,7 @@ class Pieces(Unnamed):
 
 FOUND = [
     Backwards, OneTensor, OnlyItsMethod, Inference, InTrainingOnly, ItsMethodInTraining,
-    Picky, Pieces,
+    InEvaluationOnly, Picky, Pieces,
 ]  # fmt: skip
 
 

@@ -48,6 +48,7 @@ class Halved(Unnamed):
         return super().forward(x) / 2
 
 
+@pytest.mark.parametrize("flat", [False, True])
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
@@ -60,8 +61,16 @@ class Halved(Unnamed):
         (Halved, "forward changes what decode gives, which is left out here"),
     ],
 )
-def test_what_forward_does_besides_is_told(kind: type[Unnamed], said: str, x: Tensor) -> None:
-    model = kind()
+def test_what_forward_does_besides_is_told(
+    kind: type[Unnamed], said: str, flat: bool, x: Tensor
+) -> None:
+    """Also of a model that takes pixels in one line alone, and fails for other shapes."""
+
+    class Flat(kind):  # type: ignore[valid-type, misc]
+        def hidden(self, x: Tensor) -> Tensor:
+            return torch.relu(self.fc1(x))
+
+    model = Flat() if flat else kind()
     history = vaebench.fit(model, x, epochs=1, batch_size=5, device="cpu")
     (note,) = [note for note in history.notes if note.startswith("forward")]
     assert note.startswith(said)
@@ -92,3 +101,23 @@ def test_what_would_be_heard_is_not_called(x: Tensor, capsys: pytest.CaptureFixt
     for model in (hooked, compiled):
         adapted(model, x, "bernoulli")
     assert capsys.readouterr().out == ""
+
+
+def test_what_was_tried_in_vain_is_not_told(x: Tensor) -> None:
+    """Forward draws z of what another method gives than its encoder."""
+
+    class Late(Unnamed):
+        encode = None  # type: ignore[assignment]
+
+        def encoder(self, x: Tensor) -> Any:
+            return torch.cat(Unnamed.encode(self, x), 1)
+
+        def posterior(self, x: Tensor) -> Any:
+            mu, logvar = (2 * self.encoder(x)).chunk(2, 1)
+            return mu, logvar
+
+        def forward(self, x: Tensor) -> Any:
+            mu, logvar = (2 * self.encoder(x)).chunk(2, 1)
+            return self.decode(self.z(mu, logvar)), mu, logvar
+
+    assert adapted(Late(), x, "bernoulli")[1] == ["encode is Late's posterior"]

@@ -18,6 +18,10 @@ from vaebench.models.adapt.ways import Source
 
 # What all noise is while a forward is watched; uniform noise is told from normal by it.
 NORMAL, UNIFORM = 0.75, 0.4
+BLANK: dict[Any, Any] = {
+    torch.randn: torch.zeros, torch.rand: torch.zeros,
+    torch.randn_like: torch.zeros_like, torch.rand_like: torch.zeros_like,
+}  # fmt: skip
 
 
 class Steady(TorchFunctionMode):
@@ -32,12 +36,9 @@ class Steady(TorchFunctionMode):
     ) -> Any:
         """Call a function of torch, or give constants in place of what it would draw."""
         kwargs = kwargs or {}
-        if func in (torch.randn, torch.rand):
-            drawn = torch.zeros(*args, **{n: v for n, v in kwargs.items() if n != "generator"})
-            return drawn + (self.normal if func is torch.randn else self.uniform)
-        if func in (torch.randn_like, torch.rand_like):
-            drawn = torch.zeros_like(*args, **kwargs)
-            return drawn + (self.normal if func is torch.randn_like else self.uniform)
+        if func in BLANK:
+            drawn = BLANK[func](*args, **{n: v for n, v in kwargs.items() if n != "generator"})
+            return drawn + (self.uniform if func in (torch.rand, torch.rand_like) else self.normal)
         if func is Tensor.normal_:
             mean, std = _two(args[1:], kwargs, "mean", "std")
             return args[0].fill_(mean + std * self.normal)

@@ -6,25 +6,14 @@ from functools import partial
 from itertools import permutations
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vaebench.models.adapt.between import NORMAL, UNIFORM, Steady, same
 from vaebench.models.adapt.names import DECODERS
-from vaebench.models.adapt.read import Pair, Unread
+from vaebench.models.adapt.read import STDS, Pair, Unread
 from vaebench.models.adapt.trial import Trial
 from vaebench.models.adapt.ways import Source, headed
 from vaebench.models.snapshot import modes_kept
-
-# A standard deviation of what a spread may be.
-STDS: dict[str, Callable[[Tensor], Tensor]] = {
-    "logvar": lambda scale: (0.5 * scale).exp(),
-    "logstd": torch.exp,
-    "std": lambda scale: scale,
-    "variance": torch.sqrt,
-    "softplus": F.softplus,
-}
 
 
 def drawn(

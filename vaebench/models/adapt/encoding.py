@@ -15,13 +15,7 @@ from vaebench.models.adapt.names import ENCODERS, SPREADS, returned_names, role
 from vaebench.models.adapt.read import Pair, Unread, read_encoded
 from vaebench.models.adapt.squash import end_of, made_positive
 from vaebench.models.adapt.trial import Trial, called_by
-from vaebench.models.adapt.ways import (
-    Encoding,
-    Source,
-    called,
-    other_shapes,
-    shaped,
-)
+from vaebench.models.adapt.ways import Encoding, Source, called, other_shapes, shaped
 
 # How far off inputs are to see what a layer can give: by chance all of one sign they are not.
 WILD = (1, 10, 100) * 4
@@ -64,14 +58,13 @@ def _noted(trial: Trial, found: Encoding) -> Encoding:
 
 def _try(trial: Trial, source: Source, shape: tuple[int, ...] | None) -> Encoding | Exception:
     """One source, and images in one shape; what was wrong with it, if it does not do."""
-    notes, trial.passed = len(trial.notes), None
-    trial.left_out.clear()
+    notes, left_out = len(trial.notes), len(trial.left_out)
     try:
         return _read(trial, source, shape)
     except (torch.OutOfMemoryError, MemoryError, InputError):
         raise
     except Exception as error:
-        del trial.notes[notes:]
+        del trial.notes[notes:], trial.left_out[left_out:]
         return error
 
 

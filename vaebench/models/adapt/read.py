@@ -59,6 +59,16 @@ class Pair:
         return follow(value, self.mu), follow(value, self.scale)
 
 
+# A standard deviation of what a spread may be; of either sign, as z is drawn with it.
+STDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "logvar": lambda scale: (0.5 * scale).exp(),
+    "logstd": torch.exp,
+    "std": lambda scale: scale,
+    "variance": torch.sqrt,
+    "softplus": F.softplus,
+}
+
+
 def logvar_of(scale: Tensor, spread: str) -> Tensor:
     """Turn a spread into the logarithm of a variance."""
     if spread == "logvar":
@@ -66,9 +76,7 @@ def logvar_of(scale: Tensor, spread: str) -> Tensor:
     scale = scale if scale.dtype == torch.float64 else scale.float()
     if spread == "logstd":
         return 2 * scale
-    if spread == "softplus":
-        return 2 * torch.log(F.softplus(scale))
-    return torch.log(scale) if spread == "variance" else 2 * torch.log(scale.abs())
+    return torch.log(scale) if spread == "variance" else 2 * torch.log(STDS[spread](scale).abs())
 
 
 def described(value: Any) -> str:

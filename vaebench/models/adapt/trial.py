@@ -41,7 +41,8 @@ class Trial:
         self.name = type(model).__name__
         self.notes: list[str] = []
         self.left_out: list[str] = []  # what is told of forward, which the trainer does not call
-        self.passed: Passed | None = None  # a call of its forward that encodes as was found
+        self.seen: dict[bool, Passed | None] = {}  # of forward, by whether in training: seen once
+        self.passed: Passed | None = None  # a call of its forward that encodes and decodes
         self.latent: tuple[int, ...] = ()  # of an image's z, once encoded
         self.generator = torch.Generator(x.device).manual_seed(0)
         self.buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
@@ -86,16 +87,23 @@ class Trial:
 
     def watched(self) -> Iterator[Passed]:
         """What forward does where noise is not 0: in the model's mode, and then in the other."""
-        names = [*self.sources(None, ENCODERS), *self.sources(None, DECODERS)]
         for training in (self.model.training, not self.model.training):
-            passed = Passed()
-            with modes_kept(self.model), Steady(NORMAL, UNIFORM):
-                self.model.train(training)
-                with watching(self.model, [str(name) for name in names], passed):
-                    found = self._forward(passed)
-            if found:
-                passed.result = _flat(found[0], self.model)[1]
+            if training not in self.seen:
+                self.seen[training] = self._watch(training)
+            if passed := self.seen[training]:
                 yield passed
+
+    def _watch(self, training: bool) -> Passed | None:
+        names = [*self.sources(None, ENCODERS), *self.sources(None, DECODERS)]
+        passed = Passed()
+        with modes_kept(self.model), Steady(NORMAL, UNIFORM):
+            self.model.train(training)
+            with watching(self.model, [str(name) for name in names], passed):
+                found = self._forward(passed)
+        if not found:
+            return None
+        passed.result = _flat(found[0], self.model)[1]
+        return passed
 
     def _forward(self, passed: Passed | None = None) -> tuple[Any] | None:
         """What forward gives for the images, in the first shape that it takes; None if in none."""
